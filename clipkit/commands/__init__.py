@@ -1,0 +1,9 @@
+"""The commands, a module a family. Each has `register(app)` and imports what is heavy inside its functions."""
+
+from collections.abc import Callable
+
+import typer
+
+from clipkit.commands import train
+
+COMMANDS: tuple[Callable[[typer.Typer], None], ...] = (train.register,)

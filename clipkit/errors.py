@@ -1,0 +1,54 @@
+"""What clipkit raises.
+
+ClipkitError            something a user can mend: printed as `error:` and `hint:`, exit code 1
+├── ConfigError         a training config that cannot be used
+├── DataError           a corpus or dataset that cannot be read or written
+│   └── RejectedRows    done, but rows were turned away under --strict (exit code 3)
+├── ModelError          a model that cannot be built or loaded
+├── CheckpointError     a run or checkpoint that cannot be used
+├── TrainingError       a training run that had to stop
+└── MissingExtra        an optional package that is not installed
+"""
+
+
+class ClipkitError(Exception):
+    """An error with a `hint`: what is wrong, and what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(ClipkitError):
+    pass
+
+
+class DataError(ClipkitError):
+    pass
+
+
+class RejectedRows(DataError):
+    exit_code = 3
+
+
+class ModelError(ClipkitError):
+    pass
+
+
+class CheckpointError(ClipkitError):
+    pass
+
+
+class TrainingError(ClipkitError):
+    pass
+
+
+class MissingExtra(ClipkitError):
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"`{package}` is not installed, and {purpose} needs it",
+            f"pip install 'clipkit[{extra}]'",
+        )

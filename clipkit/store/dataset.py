@@ -1,0 +1,114 @@
+"""Opening and reading a Lance dataset: the one place that knows how images are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+
+from clipkit.errors import DataError
+from clipkit.store.schema import Columns, check_columns, is_blob, is_list
+
+Rows = np.ndarray  # int64 offsets of rows in one version of the dataset
+
+
+class Dataset:
+    """One version of a Lance dataset of images and captions.
+
+    Rows are named by their offset in that version, as `lance.LanceDataset.take` counts them. Pickles to its
+    address and version.
+    """
+
+    def __init__(self, uri: str | Path, *, version: int | str | None = None, columns: Columns | None = None) -> None:
+        self.uri = str(uri)
+        self.columns = columns or Columns()
+        try:
+            self.lance = lance.dataset(self.uri, version=version)
+        except (ValueError, OSError) as error:
+            raise _cannot_open(self.uri, version, error) from error
+        check_columns(self.lance.schema, self.columns, uri=self.uri)
+        self.image_is_blob = is_blob(self.lance.schema.field(self.columns.image))
+
+    def __len__(self) -> int:
+        return int(self.lance.count_rows())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.uri, self.version, self.columns)
+
+    @property
+    def version(self) -> int:
+        return int(self.lance.version)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.lance.schema
+
+    def select(self, where: str | None = None, *, limit: int | None = None) -> Rows:
+        """Offsets of the rows that an SQL expression over the columns chooses, in stored order."""
+        if where is None:
+            return np.arange(min(len(self), limit or len(self)), dtype=np.int64)
+        try:
+            scanner = self.lance.scanner(columns=["_rowoffset"], filter=where, limit=limit, scan_in_order=True)
+            offsets = scanner.to_table().column(0)
+        except (ValueError, OSError) as error:
+            names = ", ".join(f"`{name}`" for name in self.schema.names)
+            raise DataError(
+                f"the filter `{where}` does not work on `{self.uri}`: {_first_line(error)}",
+                f"it is an SQL expression over the columns {names}",
+            ) from error
+        return np.sort(offsets.to_numpy().astype(np.int64))
+
+    def take(self, rows: Rows | Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """The rows' values in these columns, in the order asked for (not for images: see `take_images`)."""
+        return self.lance.take(rows, columns=list(columns))
+
+    def take_images(self, rows: Rows | Sequence[int], *, column: str | None = None) -> list[memoryview]:
+        """The rows' encoded images, in the order asked for and without copying; a null image is empty."""
+        name = column or self.columns.image
+        if self.image_is_blob and name == self.columns.image:
+            return [memoryview(data) for _, data in self.lance.read_blobs(name, indices=[int(r) for r in rows])]
+        values = self.lance.take(rows, columns=[name]).column(0)
+        return [view for chunk in values.chunks for view in binary_views(chunk)]
+
+    def take_captions(self, rows: Rows | Sequence[int]) -> list[list[str]]:
+        """The rows' captions, in the order asked for; a string column is a list of one."""
+        return as_captions(self.take(rows, [self.columns.captions]).column(0))
+
+
+def as_captions(values: pa.ChunkedArray) -> list[list[str]]:
+    """A column of captions as lists of strings, whether it holds lists or strings."""
+    if is_list(values.type):
+        return [[text for text in texts or [] if text] for texts in values.to_pylist()]
+    return [[text] if text else [] for text in values.to_pylist()]
+
+
+def binary_views(array: pa.Array) -> list[memoryview]:
+    """Zero-copy views of a binary array's values (`as_buffer` and `as_py` copy each)."""
+    _, offsets_buffer, data = array.buffers()
+    dtype = np.int64 if pa.types.is_large_binary(array.type) else np.int32
+    offsets = np.frombuffer(offsets_buffer, dtype=dtype)[array.offset : array.offset + len(array) + 1]
+    view = memoryview(data) if data is not None else memoryview(b"")
+    return [view[start:end] for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+
+
+def _reopen(uri: str, version: int, columns: Columns) -> Dataset:
+    return Dataset(uri, version=version, columns=columns)
+
+
+def _cannot_open(uri: str, version: int | str | None, error: Exception) -> DataError:
+    if "://" not in uri and not Path(uri).exists():
+        return DataError(f"there is no dataset at `{uri}`", "make one with `clipkit ingest SOURCE OUT.lance`")
+    if version is not None:
+        return DataError(
+            f"`{uri}` has no version or tag `{version}`: {_first_line(error)}",
+            "`clipkit info` lists the versions there are",
+        )
+    return DataError(f"`{uri}` cannot be opened as a Lance dataset: {_first_line(error)}", "is it the right folder?")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

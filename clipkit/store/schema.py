@@ -1,0 +1,68 @@
+"""The columns that clipkit writes, and how it recognises them in a dataset that somebody else wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from clipkit.errors import DataError
+
+# Upserts by several writers at once need a declared key, or Lance lets them insert an id twice.
+PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
+PROVENANCE_KEY = "clipkit"  # schema metadata: JSON of source, format, options, clipkit version, counts
+ORIENTATION = "orientation"  # the EXIF orientation that the loader applies; only where some image has one
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The names of the columns that hold an image's id, its encoded bytes and its captions."""
+
+    image_id: str = "image_id"
+    image: str = "image"
+    captions: str = "captions"
+
+
+def is_blob(field: pa.Field) -> bool:
+    """Whether a field is one of Lance's blob columns, which `take` gives as descriptors and not as bytes."""
+    if getattr(field.type, "extension_name", "") == "lance.blob.v2":
+        return True
+    metadata = field.metadata or {}
+    return metadata.get(b"lance-encoding:blob") == b"true" or metadata.get(b"ARROW:extension:name") == b"lance.blob.v2"
+
+
+def is_text(data_type: pa.DataType) -> bool:
+    return bool(pa.types.is_string(data_type) or pa.types.is_large_string(data_type))
+
+
+def is_list(data_type: pa.DataType) -> bool:
+    return bool(pa.types.is_list(data_type) or pa.types.is_large_list(data_type))
+
+
+def check_columns(schema: pa.Schema, columns: Columns, *, uri: str) -> None:
+    """Refuse a dataset without a string id, binary images and captions (a string, or a list of strings)."""
+    names = schema.names
+    for role, name in (("image id", columns.image_id), ("image", columns.image), ("captions", columns.captions)):
+        if name not in names:
+            key = role.replace(" ", "_") + "_column"
+            raise DataError(
+                f"`{uri}` has no {role} column `{name}`; its columns are {', '.join(f'`{n}`' for n in names)}",
+                f"name the right one with `data.{key}`, or rename it with `clipkit ingest`",
+            )
+    captions = schema.field(columns.captions).type
+    if not is_text(captions) and not (is_list(captions) and is_text(captions.value_type)):
+        raise DataError(
+            f"the captions column `{columns.captions}` of `{uri}` is {captions}, not text or a list of texts",
+            "name another column with `data.captions_column`",
+        )
+    image = schema.field(columns.image)
+    if not (is_blob(image) or pa.types.is_binary(image.type) or pa.types.is_large_binary(image.type)):
+        raise DataError(
+            f"the image column `{columns.image}` of `{uri}` is {image.type}, not binary",
+            "name another column with `data.image_column`",
+        )
+    if not is_text(schema.field(columns.image_id).type):
+        raise DataError(
+            f"the id column `{columns.image_id}` of `{uri}` is {schema.field(columns.image_id).type}, not text",
+            "name another column with `data.image_id_column`",
+        )

@@ -1,0 +1,94 @@
+"""The dataclasses that cross module borders.
+
+Shapes: B rows of a batch, H and W pixels, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Scalar = str | int | float | bool | None
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """An image that is still to be fetched (`file:`, `http:` or `https:`)."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a corpus with all its captions, as a reader found it."""
+
+    image_id: str
+    image: Path | bytes | Url
+    captions: tuple[str, ...]
+    source: str  # where a person finds it: `captions.txt:17`, `shard-0003.tar/000017.jpg`
+    split: str | None = None
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """What pixels an image encoder wants: their size, and the mean and deviation (of 0..1) to normalise with."""
+
+    size_px: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Padded token ids and their mask, both (B, T) int64."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+
+class Tokenizer(Protocol):
+    """Texts to `Tokens`; built in `data`, used by `data` and `encoder`, known to `models` by its sizes alone."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pad_token_id(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def __call__(self, texts: Sequence[str]) -> Tokens: ...
+    def save(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's share of a global batch, on the CPU (pinned) or on a device.
+
+    `images` is (B, H, W, 3) uint8, RGB; the model normalises it. `image_features` and `text_features` are (B, F)
+    float, for encoders whose output is stored in the dataset.
+    """
+
+    step: int
+    epoch: int
+    rows: np.ndarray  # (B,) int64: offsets into the dataset version that the run trains on
+    image_ids: Sequence[str]
+    captions: Sequence[str]
+    images: torch.Tensor | None = None
+    tokens: Tokens | None = None
+    image_features: torch.Tensor | None = None
+    text_features: torch.Tensor | None = None
+    num_replaced: int = 0  # rows that could not be decoded and that another row stands in for
+    wait_s: float = 0.0  # how long the consumer waited for this batch
+
+    def __len__(self) -> int:
+        return len(self.rows)
