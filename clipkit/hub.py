@@ -1,0 +1,35 @@
+"""Reaching the Hugging Face hub: asked once, briefly, so that a machine without a network is told so at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
+
+CONNECT_TIMEOUT_S = 5.0
+
+
+@contextmanager
+def one_attempt() -> Iterator[None]:
+    """Let the hub's libraries work from their cache alone where the hub does not answer.
+
+    Left to themselves they try each file six times, which takes from half a minute to several.
+    """
+    was_offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = was_offline or not _is_reachable()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+
+
+@cache
+def _is_reachable() -> bool:
+    try:
+        get_session().head(constants.ENDPOINT, timeout=CONNECT_TIMEOUT_S, follow_redirects=False)
+    except Exception:  # whatever the client raises (name resolution, proxy, TLS, time), there is no hub
+        return False
+    return True
