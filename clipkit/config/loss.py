@@ -1,0 +1,59 @@
+"""`loss`: what training minimises."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from clipkit.config.fields import Dropout, Number, Positive, Section
+
+
+class InfoNCE(Section):
+    kind: Literal["infonce"] = "infonce"
+    """Each caption against the batch's images and each image against its captions (CLIP)."""
+    temperature: Positive = 0.07
+    """Similarities are divided by it; where it starts, if it is learned."""
+    learn_temperature: bool = True
+    """Train the temperature with the model."""
+    min_temperature: Positive = 0.01
+    """A learned temperature is kept from falling below."""
+    label_smoothing: Dropout = 0.0
+    """The share of the target that is spread over the whole batch."""
+
+
+class Sigmoid(Section):
+    kind: Literal["sigmoid"] = "sigmoid"
+    """Each pair of the batch judged by itself (SigLIP)."""
+    temperature: Positive = 0.1
+    """Similarities are divided by it; where it starts, if it is learned."""
+    bias: Number = -10.0
+    """Added to the logits; where it starts, learned with the temperature."""
+    learn_temperature: bool = True
+    """Train the temperature and the bias with the model."""
+    min_temperature: Positive = 0.005
+    """A learned temperature is kept from falling below."""
+
+
+class SoftTargets(Section):
+    kind: Literal["soft_targets"] = "soft_targets"
+    """The Lance tutorial's loss: a baseline that can collapse, above all without normalisation."""
+    temperature: Positive = 1.0
+    """Fixed; similarities are divided by it."""
+
+
+class Ranking(Section):
+    kind: Literal["ranking"] = "ranking"
+    """-mean of the diagonal of log-softmax of the cosine matrix, one way."""
+    direction: Literal["image_to_text", "text_to_image"] = "image_to_text"
+    """Each image ranks the captions, or each caption the images."""
+    temperature: Positive = 1.0
+    """Fixed; similarities are divided by it."""
+
+
+class Identity(Section):
+    kind: Literal["identity"] = "identity"
+    """Frobenius distance of the cosine matrix from the identity."""
+
+
+Loss = Annotated[InfoNCE | Sigmoid | SoftTargets | Ranking | Identity, Field(discriminator="kind")]

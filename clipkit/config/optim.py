@@ -1,0 +1,86 @@
+"""`optim`: the optimizer, its learning rates and their schedule."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Tag, field_validator, model_validator
+
+from clipkit.config.fields import (
+    Conflicts,
+    Duration,
+    Fraction,
+    NonNegative,
+    Positive,
+    Section,
+    check_warmup,
+    is_section,
+)
+
+KNOWN_GROUPS = ("image_encoder", "text_encoder", "heads", "temperature")
+
+
+class Group(Section):
+    lr: NonNegative
+    """The learning rate at its peak."""
+    weight_decay: NonNegative = 0.0
+    """Never applied to norms, biases and the temperature."""
+    params: tuple[str, ...] = ()
+    """Patterns (`fnmatch`) of parameter names; known groups have theirs."""
+    layer_decay: Fraction | None = None
+    """Each layer's rate is the next one's times this (of an encoder's group)."""
+
+
+class Schedule(Section):
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """How learning rates fall after the warm-up."""
+    warmup: str = "0%"
+    """A share of the run (`3%`) or a duration (`500st`)."""
+    final: Fraction = 0.0
+    """Where the rate ends, as a share of its peak."""
+
+    _warmup = field_validator("warmup")(check_warmup)
+
+
+Freeze = Annotated[
+    Annotated[tuple[str, ...], Tag("plain")] | Annotated[dict[str, Duration], Tag("section")],
+    Discriminator(is_section),
+]
+
+
+class OptimConfig(Section):
+    kind: Literal["adamw", "adam"] = "adamw"
+    """Weight decay apart from the gradient (AdamW) or added to it (Adam)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    """How slowly the means of the gradient and of its square forget."""
+    eps: Positive = 1e-6
+    """Added to the denominator of the update."""
+    groups: dict[str, Group] = {
+        "image_encoder": Group(lr=1e-3, weight_decay=0.05),
+        "text_encoder": Group(lr=1e-4, weight_decay=0.05),
+        "heads": Group(lr=1e-3, weight_decay=0.05),
+    }
+    """Rates a group of parameters: image_encoder, text_encoder, heads, temperature (the heads' rate when left
+    out), or names of your own with `params`. Every parameter must be in one."""
+    schedule: Schedule = Schedule()
+    """How learning rates change over the run."""
+    clip_grad_norm: Positive | None = 1.0
+    """Scale the gradient down to this norm where it is longer; null is off."""
+    freeze: Freeze = ()
+    """Groups that are not trained: a list, or each with how long it stays frozen (`{image_encoder: 500st}`)."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> OptimConfig:
+        problems = []
+        for name, group in self.groups.items():
+            if name not in KNOWN_GROUPS and not group.params:
+                known = ", ".join(f"`{known}`" for known in KNOWN_GROUPS)
+                problems.append(
+                    (f"groups.{name}", f"a group of your own needs `params`; the known groups are {known}")
+                )
+        for name in self.freeze:
+            if name not in KNOWN_GROUPS and name not in self.groups:
+                problems.append(("freeze", f"there is no group `{name}`"))
+        if problems:
+            raise Conflicts(problems)
+        return self
