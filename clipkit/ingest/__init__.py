@@ -1,0 +1,46 @@
+"""Sources of images and captions read into `Record`s: one module a format, picked by looking at the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from clipkit.errors import DataError
+from clipkit.ingest import flickr
+from clipkit.ingest.source import Item, Reader, ReadOptions, Rejected
+from clipkit.ingest.splits import split_rule
+from clipkit.types import Record
+
+__all__ = ["FORMATS", "Item", "ReadOptions", "Reader", "Rejected", "detect", "read"]
+
+# In the order in which they are tried: what has a mark of its own before what is known by its looks.
+FORMATS: dict[str, Reader] = {
+    "flickr": Reader(flickr.detect, flickr.read),
+}
+
+
+def detect(source: str) -> str:
+    """The name of the format that a source looks like; raises DataError where it looks like none."""
+    for name, reader in FORMATS.items():
+        if reader.detect(source):
+            return name
+    raise DataError(
+        f"`{source}` looks like no corpus of images and captions that clipkit knows",
+        f"name its format with --format: {', '.join(FORMATS)}",
+    )
+
+
+def read(source: str, options: ReadOptions, *, skip: int = 0) -> Iterator[Item]:
+    """The source's records and rejected rows, from the `skip`th on; the same in the same order every time.
+
+    Skipping costs no reading of images, so that an interrupted ingest goes on where it was.
+    """
+    name = options.format or detect(source)
+    if name not in FORMATS:
+        raise DataError(f"there is no format `{name}`", f"the formats are {', '.join(FORMATS)}")
+    split_of = split_rule(options)
+    for item in FORMATS[name].read(source, options, skip):
+        if split_of is not None and isinstance(item, Record):
+            yield replace(item, split=split_of(item.image_id))
+        else:
+            yield item

@@ -1,0 +1,90 @@
+"""Captions gathered by image in bounded memory: past a limit they move to a temporary file."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from clipkit.errors import DataError
+
+MEMORY_LIMIT_BYTES = 256_000_000
+ENTRY_BYTES = 350  # what a group costs beside its texts: dict slot, tuple, list, integers
+SCHEMA = """
+    PRAGMA journal_mode = OFF;
+    PRAGMA synchronous = OFF;
+    PRAGMA cache_size = -65536;
+    CREATE TABLE groups (position INTEGER PRIMARY KEY, key TEXT UNIQUE, first INTEGER, captions TEXT);
+"""
+# A key that was flushed before keeps its position; the new captions go on a new line behind the old ones.
+UPSERT = """
+    INSERT INTO groups (key, first, captions) VALUES (?, ?, ?)
+    ON CONFLICT (key) DO UPDATE SET captions = captions || char(10) || excluded.captions
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A key, the number of the row where it first stood, and its captions in order."""
+
+    key: str
+    first: int
+    captions: tuple[str, ...]
+
+
+class Groups:
+    """Groups of captions, given back in the order in which their keys first came."""
+
+    def __init__(self, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
+        self._limit = memory_limit_bytes
+        self._size = 0
+        self._entries: dict[str, tuple[int, list[str]]] = {}
+        self._database: sqlite3.Connection | None = None
+
+    @property
+    def on_disk(self) -> bool:
+        return self._database is not None
+
+    def add(self, key: str, row: int, captions: tuple[str, ...] | list[str]) -> None:
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = (row, [])
+            self._size += ENTRY_BYTES + len(key)
+        entry[1].extend(captions)
+        for caption in captions:
+            self._size += sys.getsizeof(caption)
+        if self._size > self._limit:
+            self._flush()
+
+    def __iter__(self) -> Iterator[Group]:
+        if self._database is None:
+            for key, (first, captions) in self._entries.items():
+                yield Group(key, first, tuple(captions))
+            return
+        self._flush()
+        for key, first, text in self._database.execute(
+            "SELECT key, first, captions FROM groups ORDER BY position"
+        ):
+            pieces = [json.loads(line) for line in text.split("\n")]
+            yield Group(key, first, tuple(caption for piece in pieces for caption in piece))
+
+    def _flush(self) -> None:
+        try:
+            if self._database is None:
+                # An empty name is a file of SQLite's own in TMPDIR, gone with the connection.
+                self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+                self._database.executescript(SCHEMA)
+            self._database.execute("BEGIN")
+            self._database.executemany(
+                UPSERT, ((key, first, json.dumps(texts)) for key, (first, texts) in self._entries.items())
+            )
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise DataError(
+                f"the captions do not fit into memory, nor into a temporary file: {error}",
+                "point TMPDIR at a disk with room",
+            ) from error
+        self._entries.clear()
+        self._size = 0

@@ -1,0 +1,184 @@
+"""From an image file's bytes to the bytes that are stored: checked, and re-encoded only where that is asked for.
+
+Pure functions, safe to call from many threads at once.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from clipkit.ingest.header import BadImage, Data, ImageInfo, parse_header
+
+__all__ = ["BadImage", "ImageInfo", "ImageOptions", "PreparedImage", "check", "decode", "prepare"]
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), in OpenCV's order of colours: blue, green, red
+ResizeMode = Literal["shorter", "longer", "squash", "crop"]
+MAX_PIXELS = 200_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """What is done to images on the way in. Sizes are in pixels."""
+
+    resize: int | None = None
+    resize_mode: ResizeMode = "shorter"
+    quality: int = 90
+    min_size: int = 0  # images with a side below this are turned away
+    max_pixels: int = MAX_PIXELS  # and so are larger ones than this, before anything is decoded
+    verify: bool = False  # decode every image
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """Bytes to store; `width` and `height` are theirs, before `orientation` (EXIF, 1 to 8) is applied."""
+
+    data: Data
+    width: int
+    height: int
+    orientation: int
+
+
+def check(data: Data, *, verify: bool = False) -> ImageInfo:
+    """The image's header, having made sure that the file is whole; `verify` decodes it too. Raises BadImage."""
+    info = parse_header(data)
+    if verify:
+        decode(data, info)
+    return info
+
+
+def prepare(data: Data, options: ImageOptions) -> PreparedImage:
+    """The image as it is to be stored: as found, or resized and encoded again. Raises BadImage."""
+    info = parse_header(data)
+    if info.width * info.height > options.max_pixels:
+        raise BadImage(f"{info.width}x{info.height} is more than {options.max_pixels} pixels (--max-pixels)")
+    if min(info.width, info.height) < options.min_size:
+        raise BadImage(f"{info.width}x{info.height} has a side below {options.min_size} pixels (--min-size)")
+    scaled, cropped = target_size(info.width, info.height, options)
+    if cropped == (info.width, info.height):
+        if options.verify:
+            decode(data, info)
+        return PreparedImage(data, info.width, info.height, info.orientation)
+    pixels = _crop(_resize(decode(data, info, at_least=scaled), scaled), cropped)
+    pixels = _turn(pixels, info.orientation)
+    height, width = pixels.shape[:2]
+    return PreparedImage(_encode_jpeg(pixels, options.quality), width, height, 1)
+
+
+def target_size(width: int, height: int, options: ImageOptions) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) to scale to and then to cut out; never larger than the image."""
+    size = options.resize
+    if size is None:
+        return (width, height), (width, height)
+    if options.resize_mode == "squash":
+        scaled = min(width, size), min(height, size)
+        return scaled, scaled
+    side = max(width, height) if options.resize_mode == "longer" else min(width, height)
+    factor = min(1.0, size / side)
+    scaled = max(1, round(width * factor)), max(1, round(height * factor))
+    if options.resize_mode == "crop":
+        return scaled, (min(scaled[0], size), min(scaled[1], size))
+    return scaled, scaled
+
+
+def decode(data: Data, info: ImageInfo, *, at_least: tuple[int, int] = (0, 0)) -> Pixels:
+    """8-bit colours as stored (orientation not applied), alpha on white; raises BadImage.
+
+    A JPEG is decoded at a half, quarter or eighth where that is at least twice `at_least` (width, height), which
+    leaves the last halving to a filter that averages, as a full decode would.
+    """
+    flags = cv2.IMREAD_COLOR
+    if info.has_alpha or info.is_cmyk:
+        flags = cv2.IMREAD_UNCHANGED
+    elif info.format == "jpeg" and min(at_least) > 0:
+        flags = _reduced_flag(min(info.width / at_least[0], info.height / at_least[1]))
+    try:
+        pixels = None
+        if not info.is_cmyk and info.format not in ("gif", "heic"):
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise BadImage(f"cannot be decoded: {error.err}") from error
+    return _decode_with_pillow(data, info) if pixels is None else _flatten(pixels)
+
+
+def _reduced_flag(factor: float) -> int:
+    for divisor, flag in (
+        (8, cv2.IMREAD_REDUCED_COLOR_8),
+        (4, cv2.IMREAD_REDUCED_COLOR_4),
+        (2, cv2.IMREAD_REDUCED_COLOR_2),
+    ):
+        if factor >= 2 * divisor:
+            return int(flag)
+    return int(cv2.IMREAD_COLOR)
+
+
+def _decode_with_pillow(data: Data, info: ImageInfo) -> Pixels:
+    """What OpenCV does not read (CMYK, HEIC) or reads otherwise (a GIF's first frame)."""
+    from PIL import Image, UnidentifiedImageError
+
+    if info.format == "heic":
+        _register_heif()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if info.has_alpha:
+                image = image.convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image)
+            pixels = np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadImage(f"cannot be decoded: {error}") from error
+    return np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise BadImage("HEIC images need the package pillow-heif (pip install 'clipkit[heic]')") from error
+    register_heif_opener()
+
+
+def _flatten(pixels: np.ndarray) -> Pixels:
+    """Any of OpenCV's results as 8-bit BGR, its alpha on white."""
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
+    if pixels.shape[2] == 3:
+        return pixels
+    alpha = pixels[:, :, 3:].astype(np.uint16)
+    color = pixels[:, :, :3].astype(np.uint16)
+    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    if (pixels.shape[1], pixels.shape[0]) == size:
+        return pixels
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def _crop(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    left, top = (pixels.shape[1] - size[0]) // 2, (pixels.shape[0] - size[1]) // 2
+    return pixels[top : top + size[1], left : left + size[0]]
+
+
+def _turn(pixels: Pixels, orientation: int) -> Pixels:
+    """The image upright: EXIF orientations 2 to 8 are mirrorings and quarter turns."""
+    if orientation >= 5:
+        pixels = cv2.transpose(pixels)
+    if orientation in (2, 3, 6, 7):
+        pixels = cv2.flip(pixels, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = cv2.flip(pixels, 0)
+    return pixels
+
+
+def _encode_jpeg(pixels: Pixels, quality: int) -> bytes:
+    done, encoded = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, quality))
+    if not done:
+        raise BadImage("cannot be encoded as JPEG")
+    return bytes(encoded)

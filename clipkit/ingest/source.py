@@ -1,0 +1,57 @@
+"""What every reader takes and gives: `ReadOptions` in, `Record`s and `Rejected` rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipkit.types import Record
+
+# A corpus says val, valid or validation; the dataset has one word for them.
+SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How to read a source. What a format does not need it passes over."""
+
+    format: str | None = None  # a name in FORMATS; found by looking at the source when None
+    image_dir: Path | None = None  # where the images are, if not beside or below the source
+    allow_outside: bool = False  # let paths of the corpus lead out of its folder
+    image_column: str | None = None
+    caption_columns: tuple[str, ...] = ()
+    id_column: str | None = None
+    keep: tuple[str, ...] = ()  # further columns to carry along; `*` for all
+    class_template: str = "a photo of a {}"  # the caption of an image that has only a class
+    split: str | None = None  # the split of every record
+    split_files: Mapping[str, Path] = field(default_factory=dict)  # split name to a list of image ids
+    val_fraction: float = 0.0  # shares of the records that a hash of their id puts into dev and test
+    test_fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that cannot become a record, and why."""
+
+    image_id: str
+    source: str
+    reason: str
+
+
+Item = Record | Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One format: does it look like this, and its items from the `skip`th on, always in the same order."""
+
+    detect: Callable[[str], bool]
+    read: Callable[[str, ReadOptions, int], Iterator[Item]]
+
+
+def split_name(name: str | None) -> str | None:
+    """A corpus's word for a split as the dataset's: train, dev, test, or its own."""
+    if not name:
+        return None
+    return SPLIT_NAMES.get(name.lower(), name)
