@@ -20,13 +20,13 @@ def parse_duration(text: str) -> tuple[float, str]:
     return value, match[3]
 
 
-def check_duration(value: str) -> str:
+def _check_duration(value: str) -> str:
     if parse_duration(value)[0] <= 0:
         raise ValueError(f"`{value}` must be more than nothing")
     return value
 
 
-def check_warmup(value: str) -> str:
+def _check_warmup(value: str) -> str:
     if match := PERCENT.match(value.strip()):
         if float(match[1]) > 100:
             raise ValueError(f"`{value}` is more than 100 %")
@@ -51,7 +51,8 @@ CountOrZero = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
-Duration = Annotated[str, AfterValidator(check_duration)]
+Duration = Annotated[str, AfterValidator(_check_duration)]
+Warmup = Annotated[str, AfterValidator(_check_warmup)]
 Share = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)]
 Dropout = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
 

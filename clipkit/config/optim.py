@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from clipkit.config.fields import (
     Conflicts,
@@ -13,7 +13,7 @@ from clipkit.config.fields import (
     NonNegative,
     Positive,
     Section,
-    check_warmup,
+    Warmup,
     is_section,
 )
 
@@ -34,12 +34,18 @@ class Group(Section):
 class Schedule(Section):
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     """How learning rates fall after the warm-up."""
-    warmup: str = "0%"
+    warmup: Warmup = "0%"
     """A share of the run (`3%`) or a duration (`500st`)."""
     final: Fraction = 0.0
     """Where the rate ends, as a share of its peak."""
 
-    _warmup = field_validator("warmup")(check_warmup)
+
+def _default_groups() -> dict[str, Group]:
+    return {
+        "image_encoder": Group(lr=1e-3, weight_decay=0.05),
+        "text_encoder": Group(lr=1e-4, weight_decay=0.05),
+        "heads": Group(lr=1e-3, weight_decay=0.05),
+    }
 
 
 Freeze = Annotated[
@@ -55,11 +61,7 @@ class OptimConfig(Section):
     """How slowly the means of the gradient and of its square forget."""
     eps: Positive = 1e-6
     """Added to the denominator of the update."""
-    groups: dict[str, Group] = {
-        "image_encoder": Group(lr=1e-3, weight_decay=0.05),
-        "text_encoder": Group(lr=1e-4, weight_decay=0.05),
-        "heads": Group(lr=1e-3, weight_decay=0.05),
-    }
+    groups: dict[str, Group] = Field(default_factory=_default_groups)
     """Rates a group of parameters: image_encoder, text_encoder, heads, temperature (the heads' rate when left
     out), or names of your own with `params`. Every parameter must be in one."""
     schedule: Schedule = Schedule()
@@ -67,7 +69,7 @@ class OptimConfig(Section):
     clip_grad_norm: Positive | None = 1.0
     """Scale the gradient down to this norm where it is longer; null is off."""
     freeze: Freeze = ()
-    """Groups that are not trained: a list, or each with how long it stays frozen (`{image_encoder: 500st}`)."""
+    """Groups that are not trained: a list, or each with how long it is frozen (`{image_encoder: 500st}`)."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> OptimConfig:

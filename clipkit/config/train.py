@@ -25,8 +25,8 @@ class EarlyStopping(Section):
 
 class Guards(Section):
     on_nonfinite: Literal["stop", "skip", "rollback"] = "skip"
-    """A loss or gradient that is not finite: stop, or skip the step; after `max_skipped` in a row `skip` stops
-    and `rollback` goes back to the last good checkpoint."""
+    """A loss or gradient that is not finite: stop, or skip the step; after `max_skipped` in a row `skip`
+    stops and `rollback` goes back to the last good checkpoint."""
     max_skipped: Count = 5
     """Steps in a row that may be skipped."""
     rollback_lr_factor: Share = 1.0
