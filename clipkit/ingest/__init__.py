@@ -1,4 +1,4 @@
-"""Sources of images and captions read into `Record`s: one module a format, picked by looking at the source."""
+"""Sources of images and captions read into `Record`s: a module a format, picked by looking at the source."""
 
 from __future__ import annotations
 

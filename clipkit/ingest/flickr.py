@@ -76,12 +76,11 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
         except BadPath as error:
             yield Rejected(group.key, place, str(error))
             continue
-        if group.captions:
-            yield Record(
-                group.key, image, group.captions, place, split_of(group.key), attributes.of(group.key)
-            )
-        else:
+        if not group.captions:
             yield Rejected(group.key, place, "no caption")
+            continue
+        split, extra = split_of(group.key), attributes.of(group.key)
+        yield Record(group.key, image, group.captions, place, split, extra)
 
 
 def parse_captions(file: Path) -> Iterator[Line]:
@@ -158,10 +157,7 @@ def _is_unicode(text: str) -> bool:
 
 def _caption_files(folder: Path) -> Iterator[Path]:
     """Files named like captions, the likeliest first, in the folder and then in those right below."""
-    below = sorted(
-        entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-    )
-    for place in (folder, *map(Path, below)):
+    for place in (folder, *_folders_in(folder)):
         for pattern in CAPTION_FILES:
             yield from sorted(path for path in place.glob(pattern) if "lemma" not in path.name)
 
@@ -203,14 +199,19 @@ def _find_images(base: Path, groups: Groups) -> Path:
         if any((folder / name).is_file() for name in names if not os.path.isabs(name)):
             return folder
         if depth < MAX_DEPTH and not _holds_images(folder):
-            below = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
-            waiting.extend((Path(path), depth + 1) for path in below)
+            waiting.extend((path, depth + 1) for path in _folders_in(folder))
     if all(map(os.path.isabs, names)):
         return base
     raise DataError(
         f"no folder below `{base}` holds the images that the captions name (`{names[0]}`, …)",
         "say where they are with --image-dir",
     )
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    return [folder / name for name in names if not name.startswith(".")]
 
 
 def _holds_images(folder: Path) -> bool:

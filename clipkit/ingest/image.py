@@ -1,4 +1,4 @@
-"""From an image file's bytes to the bytes that are stored: checked, and re-encoded only where that is asked for.
+"""From an image file's bytes to the bytes that are stored: checked, and re-encoded where that is asked for.
 
 Pure functions, safe to call from many threads at once.
 """
@@ -19,6 +19,11 @@ __all__ = ["BadImage", "ImageInfo", "ImageOptions", "PreparedImage", "check", "d
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), in OpenCV's order of colours: blue, green, red
 ResizeMode = Literal["shorter", "longer", "squash", "crop"]
 MAX_PIXELS = 200_000_000
+REDUCED_FLAGS: dict[int, int] = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class PreparedImage:
 
 
 def check(data: Data, *, verify: bool = False) -> ImageInfo:
-    """The image's header, having made sure that the file is whole; `verify` decodes it too. Raises BadImage."""
+    """The image's header, once the file is seen to be whole; `verify` decodes it too. Raises BadImage."""
     info = parse_header(data)
     if verify:
         decode(data, info)
@@ -88,8 +93,8 @@ def target_size(width: int, height: int, options: ImageOptions) -> tuple[tuple[i
 def decode(data: Data, info: ImageInfo, *, at_least: tuple[int, int] = (0, 0)) -> Pixels:
     """8-bit colours as stored (orientation not applied), alpha on white; raises BadImage.
 
-    A JPEG is decoded at a half, quarter or eighth where that is at least twice `at_least` (width, height), which
-    leaves the last halving to a filter that averages, as a full decode would.
+    A JPEG is decoded at a half, quarter or eighth where that is still twice `at_least` (width, height): the last
+    halving is left to a filter that averages, as after a full decode.
     """
     flags = cv2.IMREAD_COLOR
     if info.has_alpha or info.is_cmyk:
@@ -106,14 +111,9 @@ def decode(data: Data, info: ImageInfo, *, at_least: tuple[int, int] = (0, 0)) -
 
 
 def _reduced_flag(factor: float) -> int:
-    for divisor, flag in (
-        (8, cv2.IMREAD_REDUCED_COLOR_8),
-        (4, cv2.IMREAD_REDUCED_COLOR_4),
-        (2, cv2.IMREAD_REDUCED_COLOR_2),
-    ):
-        if factor >= 2 * divisor:
-            return int(flag)
-    return int(cv2.IMREAD_COLOR)
+    return next(
+        (flag for divisor, flag in REDUCED_FLAGS.items() if factor >= 2 * divisor), int(cv2.IMREAD_COLOR)
+    )
 
 
 def _decode_with_pillow(data: Data, info: ImageInfo) -> Pixels:
@@ -123,11 +123,10 @@ def _decode_with_pillow(data: Data, info: ImageInfo) -> Pixels:
     if info.format == "heic":
         _register_heif()
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data)) as file:
+            image: Image.Image = file
             if info.has_alpha:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
+                image = Image.alpha_composite(Image.new("RGBA", file.size, "white"), file.convert("RGBA"))
             pixels = np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadImage(f"cannot be decoded: {error}") from error
@@ -142,12 +141,12 @@ def _register_heif() -> None:
     register_heif_opener()
 
 
-def _flatten(pixels: np.ndarray) -> Pixels:
+def _flatten(pixels: np.ndarray[Any, Any]) -> Pixels:
     """Any of OpenCV's results as 8-bit BGR, its alpha on white."""
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
     if pixels.ndim == 2 or pixels.shape[2] == 1:
-        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
+        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
     if pixels.shape[2] == 3:
         return pixels
     alpha = pixels[:, :, 3:].astype(np.uint16)
@@ -156,9 +155,9 @@ def _flatten(pixels: np.ndarray) -> Pixels:
 
 
 def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    if (pixels.shape[1], pixels.shape[0]) == size:
-        return pixels
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    if (pixels.shape[1], pixels.shape[0]) != size:
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return pixels
 
 
 def _crop(pixels: Pixels, size: tuple[int, int]) -> Pixels:
