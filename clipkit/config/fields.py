@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([kM]?)(st|ep|sa|min)$")
 PERCENT = re.compile(r"^(\d+(?:\.\d+)?)\s*%$")
@@ -20,19 +20,19 @@ def parse_duration(text: str) -> tuple[float, str]:
     return value, match[3]
 
 
-def _check_duration(value: str) -> str:
-    if parse_duration(value)[0] <= 0:
+def _check_duration(value: Any) -> str:
+    if parse_duration(str(value))[0] <= 0:
         raise ValueError(f"`{value}` must be more than nothing")
-    return value
+    return str(value)
 
 
-def _check_warmup(value: str) -> str:
-    if match := PERCENT.match(value.strip()):
+def _check_warmup(value: Any) -> str:
+    if match := PERCENT.match(str(value).strip()):
         if float(match[1]) > 100:
             raise ValueError(f"`{value}` is more than 100 %")
-        return value
-    parse_duration(value)
-    return value
+    elif not DURATION.match(str(value).strip()):
+        raise ValueError(f"`{value}` is no warm-up; write a share of the run, 3%, or a duration, 500st")
+    return str(value)
 
 
 def _no_bool(value: Any) -> Any:
@@ -45,16 +45,19 @@ def is_section(value: Any) -> str:
     return "section" if isinstance(value, dict | BaseModel) else "plain"
 
 
-Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
-CountOrZero = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
-Duration = Annotated[str, AfterValidator(_check_duration)]
-Warmup = Annotated[str, AfterValidator(_check_warmup)]
-Share = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)]
-Dropout = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
+# The titles are how `clipkit config` names these kinds of values.
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False, title="number")]
+Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False, title="number > 0")]
+NonNegative = Annotated[
+    float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False, title="number >= 0")
+]
+Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1, title="number from 0 to 1")]
+Share = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1, title="number > 0, up to 1")]
+Dropout = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1, title="number >= 0, below 1")]
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, title="whole number >= 1")]
+CountOrZero = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, title="whole number >= 0")]
+Duration = Annotated[str, BeforeValidator(_check_duration), Field(title="duration")]
+Warmup = Annotated[str, BeforeValidator(_check_warmup), Field(title="percentage | duration")]
 
 
 class Conflicts(ValueError):

@@ -62,9 +62,7 @@ class TextArchitecture(Section):
     @model_validator(mode="after")
     def _divisible(self) -> TextArchitecture:
         if self.hidden_size % self.heads:
-            raise Conflicts(
-                [("hidden_size", f"{self.hidden_size} is not a multiple of `heads`, {self.heads}")]
-            )
+            raise Conflicts([("heads", f"`hidden_size`, {self.hidden_size}, is not a multiple of it")])
         return self
 
 
@@ -87,7 +85,9 @@ class TransformersText(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> TransformersText:
         if not self.name and not self.architecture:
-            raise ValueError("give either `name` (a model or a folder) or `architecture` (one from scratch)")
+            raise Conflicts(
+                [("name", "give `name` (a model or a folder), or `architecture` (one from scratch)")]
+            )
         return self
 
 
