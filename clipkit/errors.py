@@ -52,3 +52,9 @@ class MissingExtra(ClipkitError):
             f"`{package}` is not installed, and {purpose} needs it",
             f"pip install 'clipkit[{extra}]'",
         )
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, short enough to be part of a message of ours."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -5,14 +5,15 @@ Shapes: B rows of a batch, H and W pixels, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from torch import nn
 
 Scalar = str | int | float | bool | None
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -92,3 +93,53 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+class Gallery(Protocol):
+    """Rows to evaluate on: every image once and every one of its captions, without augmentation."""
+
+    @property
+    def rows(self) -> np.ndarray: ...  # (num_images,) int64, ascending: offsets into the dataset version
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def num_captions(self) -> int: ...
+    @property
+    def caption_to_image(self) -> np.ndarray: ...  # (num_captions,) int64: a position among `rows`
+    def image_batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]: ...
+    def text_batches(
+        self, batch_size: int, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[np.ndarray, Tokens | torch.Tensor]]:
+        """Positions of captions, with their tokens or stored features."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """A loss with its graph, and detached scalars on its device that are read when somebody looks at them."""
+
+    loss: torch.Tensor
+    metrics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A kind of training, as the trainer knows it.
+
+    `loss(encode(batch))` is one forward pass. Gradient caching cuts between the two: `loss` works as well on
+    features that were detached and put together from chunks. On several ranks the mean of the ranks' losses is
+    the loss of the global batch, so averaged gradients (as DDP makes them) are its gradient.
+    """
+
+    model: nn.Module
+    """The bare model: its parameters and its state are what is optimized and saved."""
+
+    def encode(self, batch: Batch) -> tuple[torch.Tensor, ...]: ...  # each (B, D)
+    def loss(self, features: tuple[torch.Tensor, ...]) -> LossOutput: ...
+    def after_step(self) -> None:
+        """Put parameters back into their bounds after the optimizer has moved them."""
+
+    def evaluate(self, gallery: Gallery, *, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Any]: ...
+    def alarms(self, metrics: Mapping[str, float], *, batch_size: int) -> Mapping[str, str]:
+        """What is going wrong, by name, with its likely cause: from a step's metrics and `loss`, or a validation's."""
+
+    def architecture(self) -> dict[str, Any]:
+        """JSON that a checkpoint must hold to build the model again without any download."""

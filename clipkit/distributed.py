@@ -1,0 +1,146 @@
+"""Ranks, and collectives that gradients pass through. Without a process group there is one rank.
+
+The convention: each rank has a loss of its own, and what is optimized is their mean. A collective's backward pass
+therefore sums the ranks' gradients, and whoever averages parameters' gradients over ranks (DDP) gets the gradient
+of the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this rank writes, logs and draws."""
+    return rank() == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How many rows of a global batch each rank has, and which rank this is."""
+
+    sizes: tuple[int, ...]
+    rank: int = 0
+
+    @property
+    def world(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def offset(self) -> int:
+        """Where this rank's rows begin in the global batch."""
+        return sum(self.sizes[: self.rank])
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.offset, self.offset + self.sizes[self.rank])
+
+
+def shares(num_rows: int, *, even: bool = True, device: torch.device | None = None) -> Shares:
+    """The ranks' shares, of which this one's is `num_rows`; asking the others costs a round trip unless `even`."""
+    if even or world() == 1:
+        return Shares((num_rows,) * world(), rank())
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world())]
+    dist.all_gather(counts, torch.tensor([num_rows], device=device))
+    return Shares(tuple(int(count) for count in counts), rank())
+
+
+def gather(rows: Tensor, of: Shares) -> Tensor:
+    """Every rank's rows (B, ...), in the order of ranks, with gradient."""
+    return rows if of.world == 1 else _Gather.apply(rows, of)
+
+
+def total(value: Tensor, of: Shares) -> Tensor:
+    """The sum of every rank's value, with gradient."""
+    return value if of.world == 1 else _Total.apply(value)
+
+
+def rotate(rows: Tensor, of: Shares, *, step: int) -> Tensor:
+    """Pass rows on to the next rank and take the previous rank's, with gradient.
+
+    `step` counts from 1: at step s a rank receives the rows of the one s before it.
+    """
+    return _Rotate.apply(rows, of, step)  # type: ignore[no-any-return]
+
+
+def gather_arrays(rows: Tensor) -> list[Tensor]:
+    """Every rank's rows (N, ...), whatever their number, without gradient: for evaluation."""
+    of = shares(len(rows), even=False, device=rows.device)
+    with torch.no_grad():
+        return list(torch.split(gather(rows, of), of.sizes))
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, of: Shares) -> Tensor:
+        ctx.of = of
+        largest = max(of.sizes)
+        padded = F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, largest - len(rows))).contiguous()
+        parts = [torch.empty_like(padded) for _ in of.sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, of.sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        summed = gradients[0].contiguous().clone()
+        dist.all_reduce(summed)
+        return summed[ctx.of.rows], None
+
+
+class _Total(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _all_reduced(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _all_reduced(gradients[0])
+
+
+def _all_reduced(value: Tensor) -> Tensor:
+    summed = value.contiguous().clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+class _Rotate(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, of: Shares, step: int) -> Tensor:
+        ctx.of, ctx.num_rows = of, len(rows)
+        return _pass_on(rows, of, num_rows=of.sizes[(of.rank - step) % of.world], by=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _pass_on(gradients[0], ctx.of, num_rows=ctx.num_rows, by=-1), None, None
+
+
+def _pass_on(rows: Tensor, of: Shares, *, num_rows: int, by: int) -> Tensor:
+    """Send rows to the rank `by` further on in the ring, and receive from the one as far back."""
+    received = rows.new_empty((num_rows, *rows.shape[1:]))
+    transfers: Sequence[dist.P2POp] = [
+        dist.P2POp(dist.isend, rows.contiguous(), (of.rank + by) % of.world),
+        dist.P2POp(dist.irecv, received, (of.rank - by) % of.world),
+    ]
+    for work in dist.batch_isend_irecv(list(transfers)):
+        work.wait()
+    return received

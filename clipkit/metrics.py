@@ -1,0 +1,110 @@
+"""Retrieval metrics: pure functions, exact, and never in the model's favour.
+
+Shapes: N images, M captions, Q queries, D the embedding, P pairs.
+
+Similarities that differ by less than rounding are ties, and a tie counts against the model; so does a similarity
+that is not a number. A model whose embeddings are all alike then has recall 0, not k / N by luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+RECALLS = (1, 5, 10)
+TIE = 1e-6  # of embeddings of length 1; a few roundings of a float32 dot product
+TILE_ELEMENTS = 2**23  # similarities that are in memory at once: 32 MB of float32
+
+
+def retrieval(image_ND: Tensor, text_MD: Tensor, owner_M: Tensor) -> dict[str, dict[str, float]]:
+    """Both directions' recall and ranks; `owner_M` has each caption's image, a position in `image_ND`."""
+    return {
+        "text_to_image": summarize(text_to_image_ranks(text_MD, image_ND, owner_M)),
+        "image_to_text": summarize(image_to_text_ranks(image_ND, text_MD, owner_M)),
+    }
+
+
+def text_to_image_ranks(text_QD: Tensor, image_ND: Tensor, owner_Q: Tensor) -> Tensor:
+    """(Q,) from 1: where each caption's image stands among all images."""
+    tie = TIE * _length(text_QD) * _length(image_ND)
+    ranks = []
+    for rows in _tiles(len(text_QD), len(image_ND)):
+        similarity_QN = text_QD[rows] @ image_ND.T
+        own_Q1 = similarity_QN.gather(1, owner_Q[rows, None])
+        ranks.append((~(similarity_QN < own_Q1 - tie)).sum(1))  # the caption's own image counts itself
+    return _concatenated(ranks, like=owner_Q)
+
+
+def image_to_text_ranks(
+    image_QD: Tensor, text_MD: Tensor, owner_M: Tensor, *, position_Q: Tensor | None = None
+) -> Tensor:
+    """(Q,) from 1: where the best of each image's captions stands among all other images' captions.
+
+    `position_Q` says which images these are, where they are not all; images without a caption are left out.
+    """
+    positions = torch.arange(len(image_QD), device=image_QD.device) if position_Q is None else position_Q
+    has_caption = torch.isin(positions, owner_M)
+    image_QD, positions = image_QD[has_caption], positions[has_caption]
+    tie = TIE * _length(image_QD) * _length(text_MD)
+    ranks = []
+    for rows in _tiles(len(image_QD), len(text_MD)):
+        similarity_QM = image_QD[rows] @ text_MD.T
+        is_own_QM = owner_M == positions[rows, None]
+        best_Q1 = similarity_QM.masked_fill(~is_own_QM, -torch.inf).amax(1, keepdim=True)
+        ranks.append(1 + (~(similarity_QM < best_Q1 - tie) & ~is_own_QM).sum(1))
+    return _concatenated(ranks, like=owner_M)
+
+
+def summarize(ranks: Tensor) -> dict[str, float]:
+    """Recalls (0 to 1), and the median and mean of ranks that count from 1."""
+    if not len(ranks):
+        raise ValueError("there is nothing to summarize: no query has an answer")
+    ordered = ranks.double().sort().values
+    count = len(ordered)
+    recalls = {f"recall@{k}": (ordered <= k).double().mean().item() for k in RECALLS}
+    median = (ordered[(count - 1) // 2] + ordered[count // 2]).item() / 2
+    return recalls | {"median_rank": median, "mean_rank": ordered.mean().item()}
+
+
+def pair_accuracy(image_ND: Tensor, text_MD: Tensor, owner_M: Tensor, pairs_P2: Tensor) -> float:
+    """The share of captions of paired images that are nearer to their own image than to the pair's other one."""
+    tie = TIE * _length(image_ND) * _length(text_MD)
+    right = total = 0
+    for own, other in torch.cat([pairs_P2, pairs_P2.flip(1)]).tolist():
+        captions = text_MD[owner_M == own]
+        right += int((captions @ image_ND[own] > captions @ image_ND[other] + tie).sum())
+        total += len(captions)
+    return right / max(1, total)
+
+
+def mean_cosine(embedding_ND: Tensor) -> Tensor:
+    """The mean cosine of two different rows: near 1, all embeddings are alike."""
+    unit_ND = F.normalize(embedding_ND, dim=-1)
+    count = len(unit_ND)
+    return (unit_ND.sum(0).square().sum() - count) / max(1, count * (count - 1))
+
+
+def effective_rank(embedding_ND: Tensor) -> Tensor:
+    """How many directions the embeddings use: exp of the entropy of their singular values (Roy & Vetterli 2007)."""
+    centred_ND = F.normalize(embedding_ND, dim=-1).double()
+    centred_ND = centred_ND - centred_ND.mean(0)
+    share: Tensor = F.normalize(torch.linalg.svdvals(centred_ND), p=1, dim=0)
+    return torch.exp(torch.special.entr(share).sum())
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """The longest vector's length: what rounding errors are in proportion to."""
+    return torch.nan_to_num(vectors).norm(dim=-1).amax() if len(vectors) else vectors.new_ones(())
+
+
+def _tiles(num_rows: int, num_columns: int) -> Iterator[slice]:
+    height = max(1, TILE_ELEMENTS // max(1, num_columns))
+    for start in range(0, num_rows, height):
+        yield slice(start, start + height)
+
+
+def _concatenated(parts: list[Tensor], *, like: Tensor) -> Tensor:
+    return torch.cat(parts) if parts else like.new_empty(0)

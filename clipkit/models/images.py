@@ -1,0 +1,158 @@
+"""Image encoders: any timm model, or the stored output of one."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.models import load_state_dict
+from torch import nn
+
+from clipkit import hub
+from clipkit.config import TimmImage
+from clipkit.errors import ModelError, first_line
+from clipkit.models.norms import keep_statistics_in_recompute
+
+OFFLINE_HINT = (
+    "without a network give a local file of its weights with `model.image.weights`, or train from scratch with "
+    "`model.image.pretrained: false`"
+)
+
+
+def build_image_encoder(
+    config: TimmImage, *, image_size: int, pretrained: bool = True, architecture: dict[str, Any] | None = None
+) -> Any:
+    """A timm model that gives features; its weights are the config's, or random with `pretrained=False`."""
+    weights = _read_weights(config.weights) if config.weights and pretrained else None
+    name = config.name
+    options = _options(config, image_size=image_size)
+    if architecture:
+        name, options = architecture["name"], options | architecture["args"]
+    elif Path(name).is_dir():
+        name = f"local-dir:{name}"
+    elif os.sep in name and not name.startswith("hf-hub:"):
+        raise ModelError(f"`model.image.name`: there is no folder `{name}`", "name a timm model, or a folder of one")
+    if weights is not None:
+        options["pretrained_cfg_overlay"] = {"state_dict": weights}
+    model = _create(name, pretrained=pretrained and (config.pretrained or weights is not None), options=options)
+    if weights is not None:
+        _check_names(model, weights, file=config.weights or "")
+    return _finish(model, config)
+
+
+def _options(config: TimmImage, *, image_size: int) -> dict[str, Any]:
+    """What timm is asked for; only what the config sets, since not every model takes every argument."""
+    options: dict[str, Any] = {"num_classes": config.num_classes}
+    if config.global_pool is not None:
+        options["global_pool"] = "" if config.global_pool == "none" else config.global_pool
+    if config.drop_rate:
+        options["drop_rate"] = config.drop_rate
+    if config.drop_path_rate:
+        options["drop_path_rate"] = config.drop_path_rate
+    # Transformers have one position embedding a patch, so they are built for the size; timm resamples the weights.
+    published = timm.get_pretrained_cfg(config.name) if timm.is_model(config.name) else None
+    if published is not None and published.fixed_input_size:
+        options["img_size"] = image_size
+    return options
+
+
+def _create(name: str, *, pretrained: bool, options: dict[str, Any]) -> Any:
+    try:
+        if pretrained or name.startswith("hf-hub:"):
+            with hub.one_attempt():
+                return timm.create_model(name, pretrained=pretrained, **options)
+        return timm.create_model(name, pretrained=False, **options)
+    except OSError as error:
+        raise ModelError(
+            f"the weights of the image encoder `{name}` cannot be had: {first_line(error)}", OFFLINE_HINT
+        ) from error
+    except Exception as error:  # timm's models raise whatever their code runs into
+        raise ModelError(
+            f"timm cannot build the image encoder `{name}`: {first_line(error)}", _suggestion(name)
+        ) from error
+
+
+def _suggestion(name: str) -> str:
+    if timm.is_model(name.removeprefix("local-dir:")) or name.startswith(("local-dir:", "hf-hub:")):
+        return "check `model.image` and `data.image_size`: not every model takes every option and size"
+    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    return f"did you mean {', '.join(f'`{n}`' for n in near)}?" if near else "`timm.list_models()` has the names"
+
+
+def _read_weights(path: str) -> dict[str, torch.Tensor]:
+    try:
+        return dict(load_state_dict(path, weights_only=True))
+    except FileNotFoundError as error:
+        raise ModelError(f"`model.image.weights`: there is no file `{path}`") from error
+    except Exception as error:  # torch, pickle and safetensors have an error each for a file that is not theirs
+        raise ModelError(
+            f"`{path}` cannot be read as weights: {first_line(error)}",
+            "clipkit reads `.safetensors`, and `.pth` files that hold nothing but tensors",
+        ) from error
+
+
+def _check_names(model: nn.Module, weights: dict[str, torch.Tensor], *, file: str) -> None:
+    """timm lets weights be missing when it adapts a classifier: then a wrong file would load as nothing."""
+    missing = [name for name, _ in model.named_parameters() if name not in weights]
+    if missing:
+        raise ModelError(
+            f"`{file}` lacks {len(missing)} of the image encoder's weights, such as `{missing[0]}`",
+            "are these the weights of the model that `model.image.name` names?",
+        )
+
+
+def _finish(model: Any, config: TimmImage) -> Any:
+    if config.norm == "frozen":
+        model = freeze_batch_norm_2d(model)
+    elif config.norm == "sync" and torch.distributed.is_initialized():
+        if not torch.cuda.is_available():
+            raise ModelError("SyncBatchNorm runs on GPUs alone", "use `model.image.norm: frozen` or `batch`")
+        model = convert_sync_batchnorm(model)
+    if config.checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError, RuntimeError) as error:
+            raise ModelError(
+                f"the image encoder `{config.name}` has no activation checkpointing in timm",
+                "set `model.image.checkpointing: false`; `train.chunk_size` saves memory with any model",
+            ) from error
+        keep_statistics_in_recompute(model)
+    return model.to(memory_format=torch.channels_last)
+
+
+def feature_dim(model: nn.Module, *, image_size: int) -> int:
+    """Width of the (flattened) features for images of this size, from a forward pass of one."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            width = model(torch.zeros(1, 3, image_size, image_size)).flatten(1).shape[1]
+    except Exception as error:  # a size that does not divide into patches, or that strides away to nothing
+        raise ModelError(
+            f"the image encoder cannot take images of {image_size} px: {first_line(error)}",
+            "choose another `data.image_size`",
+        ) from error
+    finally:
+        model.train(was_training)
+    return int(width)
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """JSON that builds this timm model again, without its folder or the hub."""
+    published = model.pretrained_cfg
+    return {
+        "name": published["architecture"],
+        "args": model_args(published),
+        "mean": list(published["mean"]),
+        "std": list(published["std"]),
+    }
+
+
+def model_args(published: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments that a model's folder adds to its architecture's."""
+    return dict(published.get("model_args") or {})

@@ -1,0 +1,156 @@
+"""Text encoders: any transformers model with a pooled output, or the stored output of one.
+
+Shapes: B texts, T tokens, H hidden width.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel, BertConfig, PretrainedConfig
+
+from clipkit import hub
+from clipkit.config import TextArchitecture, TransformersText
+from clipkit.errors import ModelError, first_line
+from clipkit.types import Tokenizer, Tokens
+
+OFFLINE_HINT = (
+    "without a network point `model.text.name` at a local folder (config.json, model.safetensors, tokenizer files; "
+    "with `pretrained: false` the weights may be missing), or leave `name` out and train from scratch with "
+    "`model.text.architecture`"
+)
+
+
+class TextEncoder(nn.Module):
+    """A transformers model and its pooling: token ids to one vector a text."""
+
+    model: Any  # a transformers model, whose methods torch does not know
+
+    def __init__(self, model: nn.Module, *, pooling: Literal["cls", "mean"]) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+
+    @property
+    def dim(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    def forward(self, tokens: Tokens) -> torch.Tensor:
+        output = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        hidden_BTH = output.last_hidden_state
+        if self.pooling == "cls":
+            return hidden_BTH[:, 0]  # type: ignore[no-any-return]
+        mask_BT1 = tokens.attention_mask.unsqueeze(-1).to(hidden_BTH.dtype)
+        sum_BH = (hidden_BTH * mask_BT1).sum(1, dtype=torch.promote_types(hidden_BTH.dtype, torch.float32))
+        return sum_BH / tokens.attention_mask.sum(1, keepdim=True).clamp(min=1)  # type: ignore[no-any-return]
+
+
+def build_text_encoder(
+    config: TransformersText,
+    *,
+    tokenizer: Tokenizer,
+    pretrained: bool = True,
+    architecture: dict[str, Any] | None = None,
+) -> TextEncoder:
+    """A text encoder that fits the tokenizer; `architecture` is a checkpoint's own, and needs no folder or hub."""
+    if architecture is not None:
+        options = dict(architecture)
+        model = _from_config(AutoConfig.for_model(options.pop("model_type"), **options))
+    elif config.name is not None:
+        model = _from_name(config.name, pretrained=pretrained and config.pretrained)
+    elif config.architecture is not None:
+        model = _from_config(_bert_config(config.architecture, tokenizer=tokenizer))
+    else:
+        raise ModelError("`model.text` gives neither `name` nor `architecture`")
+    model = _encoder_part(model)
+    _check_fits(model.config, tokenizer, name=config.name or "architecture")
+    if config.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return TextEncoder(model, pooling=config.pooling)
+
+
+def _bert_config(architecture: TextArchitecture, *, tokenizer: Tokenizer) -> PretrainedConfig:
+    return BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=architecture.hidden_size,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=architecture.heads,
+        intermediate_size=architecture.intermediate_size or 4 * architecture.hidden_size,
+        max_position_embeddings=tokenizer.max_tokens,
+        hidden_dropout_prob=architecture.dropout,
+        attention_probs_dropout_prob=architecture.dropout,
+        initializer_range=architecture.initializer_range,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _from_config(config: PretrainedConfig) -> Any:
+    return AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+
+
+def _from_name(name: str, *, pretrained: bool) -> Any:
+    if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
+        raise ModelError(f"`model.text.name`: there is no folder `{name}`", OFFLINE_HINT)
+    transformers.utils.logging.set_verbosity_error()  # what it would report of missing weights is checked below
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        if Path(name).is_dir():
+            return _load(name, pretrained=pretrained)
+        with hub.one_attempt():
+            return _load(name, pretrained=pretrained)
+    except ModelError:
+        raise
+    except Exception as error:  # the library raises OSError, ValueError, KeyError … for a folder it cannot use
+        raise ModelError(f"the text encoder `{name}` cannot be loaded: {first_line(error)}", OFFLINE_HINT) from error
+
+
+def _load(name: str, *, pretrained: bool) -> Any:
+    if not pretrained:
+        return _from_config(AutoConfig.from_pretrained(name))
+    model, info = AutoModel.from_pretrained(
+        name, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
+    )
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ModelError(
+            f"the weights of the text encoder `{name}` lack {len(missing)} tensors, such as `{missing[0]}`",
+            "use `pretrained: false` to train this architecture from scratch",
+        )
+    return model
+
+
+def _encoder_part(model: Any) -> Any:
+    """The part that reads: of an encoder-decoder its encoder, and without a pooler that nothing would train."""
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+def _check_fits(config: PretrainedConfig, tokenizer: Tokenizer, *, name: str) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the text encoder `{name}` only {config.vocab_size}",
+            "they belong to different models: set `model.text.tokenizer`",
+        )
+    positions = getattr(config, "max_position_embeddings", None)  # models with relative positions have no limit
+    if positions is None:
+        return
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
+        positions -= config.pad_token_id + 1  # these count positions from behind the padding's
+    if tokenizer.max_tokens > positions:
+        raise ModelError(
+            f"`data.max_tokens` is {tokenizer.max_tokens}, and the text encoder `{name}` has {positions} positions",
+            f"set `data.max_tokens` to {positions} or less",
+        )
+
+
+def describe(encoder: TextEncoder) -> dict[str, Any]:
+    """JSON that builds this text encoder again, without its folder or the hub."""
+    return dict(encoder.model.config.to_dict())
