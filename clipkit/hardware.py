@@ -1,0 +1,59 @@
+"""What this process may use: cores by affinity and container quota, and the device to compute on."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
+CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, rounded up where a container's quota ends in a part of one."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota = _container_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _container_quota() -> float | None:
+    """Cores that a Linux control group allows, or None where it sets no limit."""
+    try:
+        if CGROUP_V2.exists():
+            quota, period = CGROUP_V2.read_text().split()
+        else:
+            quota = (CGROUP_V1 / "cpu.cfs_quota_us").read_text().strip()
+            period = (CGROUP_V1 / "cpu.cfs_period_us").read_text().strip()
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; `auto` takes a GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"`{name}` is no device", "write auto, cpu, cuda, cuda:1 or mps") from error
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(device.type, False):
+        raise ConfigError(f"the device `{name}` is not available here", "`clipkit doctor` lists the devices; `auto` takes one")
+    return device
