@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from clipkit.errors import DataError
-from clipkit.ingest import flickr
+from clipkit.ingest import coco, flickr, hf, imagefolder, lance, table, webdataset
 from clipkit.ingest.source import Item, Reader, ReadOptions, Rejected
 from clipkit.ingest.splits import split_rule
 from clipkit.types import Record
@@ -15,7 +15,13 @@ __all__ = ["FORMATS", "Item", "ReadOptions", "Reader", "Rejected", "detect", "re
 
 # In the order in which they are tried: what has a mark of its own before what is known by its looks.
 FORMATS: dict[str, Reader] = {
+    "lance": Reader(lance.detect, lance.read),
+    "hf": Reader(hf.detect, hf.read),
+    "webdataset": Reader(webdataset.detect, webdataset.read),
+    "coco": Reader(coco.detect, coco.read),
     "flickr": Reader(flickr.detect, flickr.read),
+    "imagefolder": Reader(imagefolder.detect, imagefolder.read),
+    "table": Reader(table.detect, table.read),
 }
 
 

@@ -7,7 +7,6 @@ results.csv       image| number| comment
 
 from __future__ import annotations
 
-import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,8 +18,8 @@ from pyarrow import csv as arrow_csv
 
 from clipkit.errors import DataError
 from clipkit.ingest.grouping import Groups
-from clipkit.ingest.paths import BadPath, Root, is_image_name
-from clipkit.ingest.source import Item, ReadOptions, Rejected
+from clipkit.ingest.paths import BadPath, Root, find_image_folder, folders_in
+from clipkit.ingest.source import NOT_UTF8, Item, ReadOptions, Rejected, is_unicode, printable
 from clipkit.ingest.splits import read_split_lists, split_lists_in
 from clipkit.types import Record, Scalar
 
@@ -36,8 +35,6 @@ FIRST_LINE = re.compile(rf'"?[^,|\t":]+{IMAGE_SUFFIX}(?:\.\d+)?(?:"?\s*[,|\t]|#\
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 QUOTED_START = re.compile(r'\s*"((?:[^"]|"")*)"\s*,')
 NUMBERED = re.compile(r"\s*\d+\s*[|,\t]?(.*)", re.DOTALL)
-NUM_PROBES = 200  # images looked for to tell which folder holds them
-MAX_DEPTH = 3
 
 Line = tuple[int, str, str]  # number, image, caption
 
@@ -61,12 +58,13 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
         place = f"{file.name}:{number}"
         if not name:
             yield Rejected(caption[:80], place, "the line has no image and caption")
-        elif not _is_unicode(caption) or not _is_unicode(name):
-            yield Rejected(name.encode("utf-8", "replace").decode(), place, "the line is not UTF-8")
+        elif not is_unicode(caption) or not is_unicode(name):
+            yield Rejected(printable(name), place, NOT_UTF8)
         else:
             groups.add(name, number, (caption,) if caption else ())
     base = source if source.is_dir() else file.parent
-    root = Root(options.image_dir or _find_images(base, groups), allow_outside=options.allow_outside)
+    folder = options.image_dir or find_image_folder(base, (group.key for group in groups))
+    root = Root(folder, allow_outside=options.allow_outside)
     split_of = read_split_lists(split_lists_in(file.parent))
     attributes = Attributes(file.parent / ATTRIBUTES_FILE)
     for group in groups:
@@ -76,11 +74,11 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
         except BadPath as error:
             yield Rejected(group.key, place, str(error))
             continue
-        if not group.captions:
+        if not group.texts:
             yield Rejected(group.key, place, "no caption")
             continue
         split, extra = split_of(group.key), attributes.of(group.key)
-        yield Record(group.key, image, group.captions, place, split, extra)
+        yield Record(group.key, image, group.texts, place, split, extra)
 
 
 def parse_captions(file: Path) -> Iterator[Line]:
@@ -145,19 +143,9 @@ def _unquote(text: str) -> str:
     return text
 
 
-def _is_unicode(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _caption_files(folder: Path) -> Iterator[Path]:
     """Files named like captions, the likeliest first, in the folder and then in those right below."""
-    for place in (folder, *_folders_in(folder)):
+    for place in (folder, *folders_in(folder)):
         for pattern in CAPTION_FILES:
             yield from sorted(path for path in place.glob(pattern) if "lemma" not in path.name)
 
@@ -178,9 +166,7 @@ def _find_captions(source: Path) -> Path:
     if source.is_file():
         return source
     if not source.is_dir():
-        raise DataError(
-            f"there is no file or folder `{source}`", "name a captions file, or the folder it is in"
-        )
+        raise DataError(f"there is no file or folder `{source}`", "name a captions file, or the folder it is in")
     for file in _caption_files(source):
         if _looks_right(file):
             return file
@@ -188,36 +174,6 @@ def _find_captions(source: Path) -> Path:
         f"`{source}` has no captions file of the Flickr8k or Flickr30k kind",
         f"looked for {', '.join(CAPTION_FILES)}; name the file itself if it is called otherwise",
     )
-
-
-def _find_images(base: Path, groups: Groups) -> Path:
-    """The folder at or below `base` that holds the first images named, nearest first."""
-    names = [group.key for group in islice(groups, NUM_PROBES) if "\0" not in group.key]
-    waiting = deque([(base, 0)])
-    while waiting:
-        folder, depth = waiting.popleft()
-        if any((folder / name).is_file() for name in names if not os.path.isabs(name)):
-            return folder
-        if depth < MAX_DEPTH and not _holds_images(folder):
-            waiting.extend((path, depth + 1) for path in _folders_in(folder))
-    if all(map(os.path.isabs, names)):
-        return base
-    raise DataError(
-        f"no folder below `{base}` holds the images that the captions name (`{names[0]}`, …)",
-        "say where they are with --image-dir",
-    )
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    return [folder / name for name in names if not name.startswith(".")]
-
-
-def _holds_images(folder: Path) -> bool:
-    """Whether the folder is one of images, other ones, that need not be searched for folders."""
-    with os.scandir(folder) as entries:
-        return sum(is_image_name(entry.name) for entry in islice(entries, 50)) > 25
 
 
 class Attributes:

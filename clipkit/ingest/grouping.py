@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from clipkit.errors import DataError
@@ -16,26 +16,26 @@ SCHEMA = """
     PRAGMA journal_mode = OFF;
     PRAGMA synchronous = OFF;
     PRAGMA cache_size = -65536;
-    CREATE TABLE groups (position INTEGER PRIMARY KEY, key TEXT UNIQUE, first INTEGER, captions TEXT);
+    CREATE TABLE groups (position INTEGER PRIMARY KEY, key TEXT UNIQUE, first INTEGER, texts TEXT);
 """
-# A key that was flushed before keeps its position; the new captions go on a new line behind the old ones.
+# A key that was flushed before keeps its position; the new texts go on a new line behind the old ones.
 UPSERT = """
-    INSERT INTO groups (key, first, captions) VALUES (?, ?, ?)
-    ON CONFLICT (key) DO UPDATE SET captions = captions || char(10) || excluded.captions
+    INSERT INTO groups (key, first, texts) VALUES (?, ?, ?)
+    ON CONFLICT (key) DO UPDATE SET texts = texts || char(10) || excluded.texts
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A key, the number of the row where it first stood, and its captions in order."""
+    """A key, the number of the row where it first stood, and its texts in order."""
 
     key: str
     first: int
-    captions: tuple[str, ...]
+    texts: tuple[str, ...]
 
 
 class Groups:
-    """Groups of captions, given back in the order in which their keys first came."""
+    """Groups of texts, given back in the order in which their keys first came."""
 
     def __init__(self, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
         self._limit = memory_limit_bytes
@@ -47,28 +47,39 @@ class Groups:
     def on_disk(self) -> bool:
         return self._database is not None
 
-    def add(self, key: str, row: int, captions: tuple[str, ...] | list[str]) -> None:
+    def __len__(self) -> int:
+        if self._database is None:
+            return len(self._entries)
+        self._flush()
+        return int(self._database.execute("SELECT count(*) FROM groups").fetchone()[0])
+
+    def __contains__(self, key: str) -> bool:
+        if key in self._entries:
+            return True
+        if self._database is None:
+            return False
+        return self._database.execute("SELECT 1 FROM groups WHERE key = ?", (key,)).fetchone() is not None
+
+    def add(self, key: str, row: int, texts: Sequence[str]) -> None:
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = (row, [])
             self._size += ENTRY_BYTES + len(key)
-        entry[1].extend(captions)
-        for caption in captions:
-            self._size += sys.getsizeof(caption)
+        entry[1].extend(texts)
+        for text in texts:
+            self._size += sys.getsizeof(text)
         if self._size > self._limit:
             self._flush()
 
     def __iter__(self) -> Iterator[Group]:
         if self._database is None:
-            for key, (first, captions) in self._entries.items():
-                yield Group(key, first, tuple(captions))
+            for key, (first, texts) in self._entries.items():
+                yield Group(key, first, tuple(texts))
             return
         self._flush()
-        for key, first, text in self._database.execute(
-            "SELECT key, first, captions FROM groups ORDER BY position"
-        ):
-            pieces = [json.loads(line) for line in text.split("\n")]
-            yield Group(key, first, tuple(caption for piece in pieces for caption in piece))
+        rows = self._database.execute("SELECT key, first, texts FROM groups ORDER BY position")
+        for key, first, lines in rows:
+            yield Group(key, first, tuple(text for line in lines.split("\n") for text in json.loads(line)))
 
     def _flush(self) -> None:
         try:

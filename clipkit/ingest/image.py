@@ -93,8 +93,8 @@ def target_size(width: int, height: int, options: ImageOptions) -> tuple[tuple[i
 def decode(data: Data, info: ImageInfo, *, at_least: tuple[int, int] = (0, 0)) -> Pixels:
     """8-bit colours as stored (orientation not applied), alpha on white; raises BadImage.
 
-    A JPEG is decoded at a half, quarter or eighth where that is still twice `at_least` (width, height): the last
-    halving is left to a filter that averages, as after a full decode.
+    A JPEG is decoded at a half, quarter or eighth where that is still twice `at_least` (width, height): the
+    last halving is left to a filter that averages, as after a full decode.
     """
     flags = cv2.IMREAD_COLOR
     if info.has_alpha or info.is_cmyk:
@@ -111,9 +111,7 @@ def decode(data: Data, info: ImageInfo, *, at_least: tuple[int, int] = (0, 0)) -
 
 
 def _reduced_flag(factor: float) -> int:
-    return next(
-        (flag for divisor, flag in REDUCED_FLAGS.items() if factor >= 2 * divisor), int(cv2.IMREAD_COLOR)
-    )
+    return next((flag for divisor, flag in REDUCED_FLAGS.items() if factor >= 2 * divisor), int(cv2.IMREAD_COLOR))
 
 
 def _decode_with_pillow(data: Data, info: ImageInfo) -> Pixels:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from clipkit.errors import DataError
 from clipkit.types import Url
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
 )
+NUM_PROBES = 200  # images looked for to tell which folder holds them
+MAX_DEPTH = 3
+OUTSIDE = "the path leads out of the corpus's folder (--allow-outside lets it)"
 
 
 class BadPath(ValueError):
@@ -31,7 +38,7 @@ class Root:
             raise BadPath("names no image file")
         full = os.path.join(self.folder, name)
         if not self.allow_outside and not self._contains(full):
-            raise BadPath("the path leads out of the corpus's folder (--allow-outside lets it)")
+            raise BadPath(OUTSIDE)
         return Path(full)
 
     def locate(self, name: str) -> Path | Url:
@@ -60,3 +67,33 @@ class Root:
 
 def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def find_image_folder(base: Path, names: Iterable[str]) -> Path:
+    """The folder at or below `base` that holds one of the first images named, the nearest one."""
+    probes = [name for name in islice(names, NUM_PROBES) if "\0" not in name]
+    waiting = deque([(base, 0)])
+    while waiting:
+        folder, depth = waiting.popleft()
+        if any((folder / name).is_file() for name in probes if not os.path.isabs(name)):
+            return folder
+        if depth < MAX_DEPTH and not _holds_images(folder):
+            waiting.extend((path, depth + 1) for path in folders_in(folder))
+    if all(map(os.path.isabs, probes)):
+        return base
+    raise DataError(
+        f"no folder below `{base}` holds the images that the captions name (`{probes[0]}`, …)",
+        "say where they are with --image-dir",
+    )
+
+
+def folders_in(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    return [folder / name for name in names if not name.startswith(".")]
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether the folder is one of images, other ones, that need not be searched for folders."""
+    with os.scandir(folder) as entries:
+        return sum(is_image_name(entry.name) for entry in islice(entries, 50)) > 25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from clipkit.types import Record
 
 # A corpus says val, valid or validation; the dataset has one word for them.
 SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
+SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|dev|val|valid|validation|test)(?![a-z])", re.IGNORECASE)
+NOT_UTF8 = "the text is not UTF-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +58,25 @@ def split_name(name: str | None) -> str | None:
     if not name:
         return None
     return SPLIT_NAMES.get(name.lower(), name)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text that was read with `surrogateescape` was UTF-8."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(text: str) -> str:
+    """A text that is not UTF-8, with question marks for what cannot be shown."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def split_in_name(name: str) -> str | None:
+    """The split that a file or folder is named after: `captions_val2014.json` is dev."""
+    match = SPLIT_IN_NAME.search(name)
+    return split_name(match[1].lower()) if match else None

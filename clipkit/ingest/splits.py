@@ -42,9 +42,7 @@ def read_split_lists(files: Mapping[str, Path]) -> SplitOf:
         for name in filter(None, names):
             other = splits.setdefault(name, split)
             if other != split:
-                raise DataError(
-                    f"`{name}` stands in the lists of two splits, {other} and {split}", f"mend `{path}`"
-                )
+                raise DataError(f"`{name}` stands in the lists of two splits, {other} and {split}", f"mend `{path}`")
 
     def split_of(image_id: str) -> str | None:
         base = os.path.basename(image_id)

@@ -1,0 +1,135 @@
+"""COCO's caption files (`images`, `annotations`), several as splits, and Karpathy's (`images[].sentences`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from clipkit.errors import DataError
+from clipkit.ingest.grouping import Groups
+from clipkit.ingest.json_stream import elements, members
+from clipkit.ingest.paths import BadPath, Root, find_image_folder, folders_in
+from clipkit.ingest.rows import as_captions
+from clipkit.ingest.source import Item, ReadOptions, Rejected, split_in_name, split_name
+from clipkit.types import Record
+
+PATTERNS = ("captions*.json", "dataset_*.json", "*.json")
+ANNOTATIONS_FOLDER = "annotations"
+
+
+def detect(source: str) -> bool:
+    return bool(_caption_files(Path(source)))
+
+
+def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
+    """Records in the order of the files' `images`."""
+    return islice(_read(Path(source), options), skip, None)
+
+
+def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
+    files = _caption_files(source)
+    if not files:
+        raise DataError(
+            f"`{source}` is no COCO or Karpathy caption file, nor a folder with some",
+            "a file has `images` and `annotations` with captions, or `images` with `sentences`",
+        )
+    for file in files:
+        base = source if source.is_dir() else _base_of(file)
+        folder = options.image_dir or find_image_folder(base, _image_names(file))
+        root = Root(folder, allow_outside=options.allow_outside)
+        yield from _read_karpathy(file, root) if _is_karpathy(file) else _read_coco(file, root)
+
+
+def _read_coco(file: Path, root: Root) -> Iterator[Item]:
+    split = split_in_name(file.stem)
+    # A group's first text is the image's file name; images are entered first so that theirs is the order.
+    groups = Groups()
+    for number, image in enumerate(elements(file, "images")):
+        if str(image["id"]) not in groups:
+            groups.add(str(image["id"]), number, (str(image.get("file_name", "")),))
+    for number, annotation in enumerate(elements(file, "annotations")):
+        image_id = str(annotation.get("image_id"))
+        if image_id in groups:
+            groups.add(image_id, number, as_captions([annotation.get("caption")]))
+        else:
+            yield Rejected(image_id, f"{file.name}:annotations[{number}]", "the image is not listed in `images`")
+    for group in groups:
+        file_name, *captions = group.texts
+        extra = {"coco_id": int(group.key)} if group.key.isdigit() else {}
+        place = f"{file.name}:images[{group.first}]"
+        yield _item(root, file_name, file_name, Record("", b"", tuple(captions), place, split, extra))
+
+
+def _read_karpathy(file: Path, root: Root) -> Iterator[Item]:
+    for number, image in enumerate(elements(file, "images")):
+        captions = tuple(as_captions([sentence.get("raw") for sentence in image.get("sentences", [])]))
+        extra = {"coco_id": image["cocoid"]} if isinstance(image.get("cocoid"), int) else {}
+        place, split = f"{file.name}:images[{number}]", split_name(image.get("split"))
+        name = str(image.get("filename", ""))
+        relative = os.path.join(image.get("filepath") or "", name)
+        if not os.path.isfile(os.path.join(root.folder, relative)):
+            relative = name  # the folders that `filepath` speaks of have often been left out
+        yield _item(root, name, relative, Record("", b"", captions, place, split, extra))
+
+
+def _item(root: Root, image_id: str, file_name: str, draft: Record) -> Item:
+    try:
+        image = root.resolve(file_name)
+    except BadPath as error:
+        return Rejected(image_id, draft.source, str(error))
+    if not draft.captions:
+        return Rejected(image_id, draft.source, "no caption")
+    return Record(image_id, image, draft.captions, draft.source, draft.split, draft.extra)
+
+
+def _image_names(file: Path) -> Iterator[str]:
+    for image in elements(file, "images"):
+        name = str(image.get("file_name") or image.get("filename") or "")
+        if folder := image.get("filepath"):
+            yield os.path.join(folder, name)
+        yield name
+
+
+def _base_of(file: Path) -> Path:
+    """Where images are looked for: beside the file, and beside a folder named `annotations`."""
+    return file.parent.parent if file.parent.name == ANNOTATIONS_FOLDER else file.parent
+
+
+def _caption_files(source: Path) -> list[Path]:
+    """The file itself, or a folder's caption files: the first pattern that any of them answers to."""
+    if source.is_file():
+        return [source] if source.suffix == ".json" and _has_captions(source) else []
+    if not source.is_dir():
+        return []
+    places = [source, *(folder for folder in folders_in(source) if folder.name == ANNOTATIONS_FOLDER)]
+    for pattern in PATTERNS:
+        files = [file for place in places for file in sorted(place.glob(pattern)) if _has_captions(file)]
+        if files:
+            return files
+    return []
+
+
+def _has_captions(file: Path) -> bool:
+    first = _first_elements(file)
+    return "sentences" in first.get("images", {}) or "caption" in first.get("annotations", {})
+
+
+def _is_karpathy(file: Path) -> bool:
+    return "sentences" in _first_elements(file).get("images", {})
+
+
+def _first_elements(file: Path) -> dict[str, Any]:
+    """The first element of `images` and of `annotations`, as far as they are objects."""
+    found: dict[str, Any] = {}
+    try:
+        for key, value in members(file, "images", "annotations"):
+            if key in ("images", "annotations") and isinstance(value, dict):
+                found.setdefault(key, value)
+            if "sentences" in found.get("images", {}) or "annotations" in found:
+                break
+    except (DataError, OSError):
+        return {}
+    return found

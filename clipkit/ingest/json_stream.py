@@ -1,0 +1,102 @@
+"""The arrays of one large JSON object, an element at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipkit.errors import DataError
+
+CHUNK_CHARS = 1 << 20
+MAX_ELEMENT_CHARS = 1 << 26
+WHITE_SPACE = " \t\r\n"
+
+
+def elements(file: Path, array: str) -> Iterator[Any]:
+    """The elements of the array that stands under this key of the file's outermost object."""
+    for key, value in members(file, array):
+        if key == array:
+            yield value
+
+
+def members(file: Path, *arrays: str) -> Iterator[tuple[str, Any]]:
+    """(key, value) of the outermost object, where an array among `arrays` comes as one pair an element.
+
+    Ends behind the last of `arrays`; other arrays are passed over an element at a time and not given.
+    """
+    wanted = set(arrays)
+    with open(file, encoding="utf-8-sig", errors="replace") as stream:
+        window = _Window(file, stream.read)
+        window.expect("{")
+        while wanted and window.peek() != "}":
+            key = window.value()
+            window.expect(":")
+            if window.peek() != "[":
+                yield key, window.value()
+            else:
+                yield from ((key, element) for element in window.array() if key in arrays)
+                wanted.discard(key)
+            if window.peek() == ",":
+                window.expect(",")
+
+
+class _Window:
+    """The part of the text that is in memory, and the place in it."""
+
+    def __init__(self, file: Path, read: Any) -> None:
+        self._file = file
+        self._read = read
+        self._text = ""
+        self._position = 0
+        self._is_whole = False
+        self._decode = json.JSONDecoder().raw_decode
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            while self._position < len(self._text) and self._text[self._position] in WHITE_SPACE:
+                self._position += 1
+            if self._position < len(self._text):
+                return self._text[self._position]
+            if not self._fill():
+                return ""
+
+    def expect(self, char: str) -> None:
+        if self.peek() != char:
+            raise self._damaged(f"`{char}` is missing")
+        self._position += 1
+
+    def value(self) -> Any:
+        self.peek()
+        while True:
+            try:
+                value, end = self._decode(self._text, self._position)
+            except json.JSONDecodeError as error:
+                if len(self._text) - self._position > MAX_ELEMENT_CHARS or not self._fill():
+                    raise self._damaged(error.msg) from error
+                continue
+            if end == len(self._text) and self._fill():  # a number may go on behind the window
+                continue
+            self._position = end
+            return value
+
+    def array(self) -> Iterator[Any]:
+        self.expect("[")
+        while self.peek() != "]":
+            yield self.value()
+            if self.peek() == ",":
+                self._position += 1
+        self.expect("]")
+
+    def _fill(self) -> bool:
+        chunk = "" if self._is_whole else self._read(CHUNK_CHARS)
+        self._is_whole = not chunk
+        self._text = self._text[self._position :] + chunk
+        self._position = 0
+        return not self._is_whole
+
+    def _damaged(self, problem: str) -> DataError:
+        near = self._text[self._position : self._position + 40]
+        return DataError(f"`{self._file}` is no valid JSON: {problem} near `{near}`", "is the file complete?")

@@ -1,0 +1,252 @@
+"""Tables in files: CSV, TSV, JSON Lines (each also gzipped) and Parquet; one file, or a folder of them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipkit.errors import DataError
+from clipkit.ingest.arrow import BATCH_ROWS, batch_rows
+from clipkit.ingest.paths import NUM_PROBES, Root, find_image_folder
+from clipkit.ingest.rows import Row, Table, choose_roles, records
+from clipkit.ingest.source import Item, ReadOptions
+
+DELIMITERS = ",\t;|"
+MAX_FIELD_CHARS = 1 << 24
+INTEGER = re.compile(r"[+-]?(?:0|[1-9]\d{0,17})")  # 007 is a name, and so is what no int64 holds
+NUM_SAMPLED_LINES = 1000
+
+
+def detect(source: str) -> bool:
+    return bool(_files(Path(source)))
+
+
+def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
+    """Records in the order in which their images first stand in the table."""
+    path = Path(source)
+    files = _files(path)
+    if not files:
+        raise DataError(
+            f"`{source}` is no table, nor a folder of some", f"a table ends in {', '.join(TABLES)} (also .gz)"
+        )
+    table = open_table(files, options)
+    base = path if path.is_dir() else path.parent
+    folder = options.image_dir or find_image_folder(base, _probes(table, options))
+    root = Root(folder, allow_outside=options.allow_outside)
+    return records(table, options, root, skip=skip)
+
+
+def open_table(files: Sequence[Path], options: ReadOptions) -> Table:
+    return TABLES[_suffix(files[0])](files, options)
+
+
+def _probes(table: Table, options: ReadOptions) -> list[str]:
+    """The first images that are named as files, if images are."""
+    image = choose_roles(table, options).image
+    if not pa.types.is_string(table.schema.field(image).type):
+        return []
+    values = (row.values[0] for row in islice(table.rows([image]), NUM_PROBES) if row.values)
+    return [name for value in values if (name := str(value or "")) and not re.match(r"\w+:", name)]
+
+
+def _files(source: Path) -> list[Path]:
+    """The table itself, or the folder's tables, all of the one kind that comes first in TABLES."""
+    if source.is_file():
+        return [source] if _suffix(source) in TABLES else []
+    if not source.is_dir():
+        return []
+    candidates = [path for path in sorted(source.iterdir()) if path.is_file()]
+    candidates += [path for path in sorted((source / "data").glob("*")) if path.is_file()]  # as on the hub
+    for suffix in TABLES:
+        if files := [path for path in candidates if _suffix(path) == suffix]:
+            return files
+    return []
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
+def _open_text(file: Path) -> IO[str]:
+    opener: Callable[..., IO[str]] = gzip.open if file.suffix == ".gz" else open
+    return opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+# --- CSV, TSV ----------------------------------------------------------------------------------------
+
+
+class CsvTable:
+    """Columns are strings, but for those to keep that hold nothing but numbers."""
+
+    def __init__(self, files: Sequence[Path], options: ReadOptions) -> None:
+        self.name = str(files[0])
+        self._files = files
+        csv.field_size_limit(MAX_FIELD_CHARS)
+        with _open_text(files[0]) as stream:
+            header: list[str] = next(self._reader(files[0], stream), [])
+        self._kinds: dict[str, type] = {}
+        if options.keep:
+            self._kinds = self._infer(header if "*" in options.keep else [*options.keep])
+        arrow_types = {int: pa.int64(), float: pa.float64()}
+        self.schema = pa.schema([(name, arrow_types.get(self._kinds.get(name, str), pa.string())) for name in header])
+
+    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
+        kinds = [self._kinds.get(column, str) for column in columns]
+        is_plain = all(kind is str for kind in kinds)
+        for row in self._strings(columns):
+            if row.number < start:
+                continue
+            if row.values is None or is_plain:
+                yield row
+            else:
+                values = [_convert(value, kind) for value, kind in zip(row.values, kinds, strict=True)]
+                yield row._replace(values=values)
+
+    def _strings(self, columns: Sequence[str]) -> Iterator[Row]:
+        number = 0
+        for file in self._files:
+            with _open_text(file) as stream:
+                reader = self._reader(file, stream)
+                header: list[str] = next(reader, [])
+                indices = [header.index(column) if column in header else None for column in columns]
+                for fields, problem in _fields(reader):
+                    if not fields and not problem:
+                        continue  # an empty line
+                    place = f"{file.name}:{reader.line_num}"
+                    if not problem and len(fields) != len(header):
+                        problem = f"{len(fields)} fields where the header has {len(header)}"
+                    values = None if problem else [None if i is None else fields[i] for i in indices]
+                    yield Row(number, place, values, problem)
+                    number += 1
+
+    def _reader(self, file: Path, stream: IO[str]) -> Any:
+        first = stream.readline()
+        stream.seek(0)
+        if _suffix(file) == ".tsv":
+            return csv.reader(stream, delimiter="\t")
+        # A quoted name may have any character in it; what separates names stands outside.
+        bare = re.sub(r'"[^"]*"', "", first)
+        return csv.reader(stream, delimiter=max(DELIMITERS, key=bare.count), skipinitialspace=True)
+
+    def _infer(self, columns: Sequence[str]) -> dict[str, type]:
+        """int, float or str for each column, over all of its values."""
+        kinds: dict[str, type] = dict.fromkeys(columns, int)
+        for row in self._strings(columns):
+            for name, value in zip(columns, row.values or (), strict=False):
+                if value and kinds[name] is int and not INTEGER.fullmatch(value):
+                    kinds[name] = float
+                if value and kinds[name] is float and not _is_float(value):
+                    kinds[name] = str
+        return kinds
+
+
+def _fields(reader: Any) -> Iterator[tuple[list[str], str]]:
+    """Each row's fields, or what is wrong with it."""
+    while True:
+        try:
+            yield next(reader), ""
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield [], str(error)
+
+
+def _convert(value: str | None, kind: type) -> Any:
+    if kind is str:
+        return value
+    return kind(value) if value else None
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text[:1] != "0" or text[:2] in ("0", "0.")  # 007 is no number
+
+
+# --- JSON Lines --------------------------------------------------------------------------------------
+
+
+class JsonLinesTable:
+    """An object a line; its columns are the keys of the first lines."""
+
+    def __init__(self, files: Sequence[Path], options: ReadOptions) -> None:
+        self.name = str(files[0])
+        self._files = files
+        objects = (item for _, item in islice(self._objects(), NUM_SAMPLED_LINES) if isinstance(item, dict))
+        names = dict.fromkeys(key for item in objects for key in item)
+        self.schema = pa.schema([(name, pa.string()) for name in (*names, *options.keep) if name != "*"])
+
+    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
+        for number, (place, item) in enumerate(self._objects()):
+            if number < start:
+                continue
+            if isinstance(item, dict):
+                yield Row(number, place, [item.get(column) for column in columns])
+            else:
+                yield Row(number, place, None, "the line is no JSON object")
+
+    def _objects(self) -> Iterator[tuple[str, Any]]:
+        for file in self._files:
+            with _open_text(file) as stream:
+                for number, line in enumerate(stream, 1):
+                    if not line.strip():
+                        continue
+                    try:
+                        yield f"{file.name}:{number}", json.loads(line)
+                    except ValueError:
+                        yield f"{file.name}:{number}", None
+
+
+# --- Parquet -----------------------------------------------------------------------------------------
+
+
+class ParquetTable:
+    def __init__(self, files: Sequence[Path], options: ReadOptions) -> None:
+        self.name = str(files[0])
+        self._files = files
+        self.schema = _open_parquet(files[0]).schema_arrow
+
+    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
+        number = 0
+        for path in self._files:
+            with _open_parquet(path) as file:
+                groups: list[int] = []
+                for group in range(file.num_row_groups):
+                    num_rows = file.metadata.row_group(group).num_rows
+                    if groups or number + num_rows > start:
+                        groups.append(group)
+                    else:
+                        number += num_rows
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=list(columns)):
+                    rows = batch_rows(batch, columns, number, path.name)
+                    yield from (row for row in rows if row.number >= start)
+                    number += batch.num_rows
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        # Column chunks are read a megabyte at a time: one of images may hold gigabytes.
+        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"`{path}` cannot be read as Parquet: {error}", "is the file complete?") from error
+
+
+TABLES: dict[str, Callable[[Sequence[Path], ReadOptions], Table]] = {
+    ".parquet": ParquetTable,
+    ".jsonl": JsonLinesTable,
+    ".ndjson": JsonLinesTable,
+    ".csv": CsvTable,
+    ".tsv": CsvTable,
+}
