@@ -1,11 +1,149 @@
+"""`clipkit train`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from clipkit import console
+
+if TYPE_CHECKING:
+    from clipkit.train.trainer import Progress
 
 
 def register(app: typer.Typer) -> None:
-    @app.command()
-    def train() -> None:
-        raise KeyboardInterrupt
+    app.command("train")(train)
 
-    @app.command()
-    def t2(a: int) -> None:
-        print(a)
+
+def train(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The training config, a YAML file.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the config: `a.b=c`.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|auto", help="Go on with a run; auto: with the newest of its name, or start it."),
+    ] = None,
+    rerun: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Repeat a run from its start, in a new folder.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, build, run one batch, write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Train a model by a config, into a run folder."""
+    from clipkit.train.session import open_session
+
+    session = open_session(config, sets or (), resume=resume, rerun=rerun)  # before the heavy imports
+
+    from clipkit import training
+
+    if dry_run:
+        result = training.dry_run(session)
+        if _is_main():
+            console.print_json(result) if as_json else _print_groups(result)
+        return
+    summary = training.train(session, progress=_make_progress(session.config.run.name, session.step))
+    if not _is_main():
+        raise typer.Exit(summary["exit_code"])
+    console.print_json(summary) if as_json else _print_summary(summary)
+    if summary["exit_code"]:
+        console.say(f"stopped at step {summary['step']}; go on with: clipkit train --resume {summary['run']}")
+    raise typer.Exit(summary["exit_code"])
+
+
+def _is_main() -> bool:
+    """Whether this process is the one that prints; after training there is no process group to ask."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print_groups(result: dict[str, Any]) -> None:
+    rows = [
+        (name, f"{group['params']:,}", f"{group['trained']:,}", f"{group['lr']:g}", f"{group['weight_decay']:g}")
+        for name, group in result["groups"].items()
+    ]
+    console.print_result(console.format_table(("group", "parameters", "trained", "lr", "weight decay"), rows))
+    console.print_result(
+        f"\n{result['samples']:,} samples, {result['steps_per_epoch']:,} steps an epoch; one batch went through, its "
+        f"loss is {result['loss']:.4f}"
+    )
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    loss = "" if summary["loss"] is None else f", last loss {summary['loss']:.4f}"
+    lines = [
+        f"{summary['reason']}: {summary['step']:,} steps ({summary['epochs']:g} epochs) in {summary['wall_s']:.0f} s"
+        f"{loss}, {summary['samples_per_s']:.0f} samples/s, {summary['wait_share']:.1%} waiting for data"
+    ]
+    validation = summary["validation"]
+    if validation is not None:
+        shown = [
+            f"{direction.replace('_', ' ')}: "
+            + ", ".join(f"{name} {value:.3f}" for name, value in validation[direction].items() if "recall" in name)
+            for direction in ("text_to_image", "image_to_text")
+            if direction in validation
+        ]
+        lines += [f"last validation on `{validation['split']}`, {line}" for line in shown]
+    best = summary["best"]
+    if best["step"] is not None:
+        lines.append(f"best: {best['metric']} {best['value']:.4f} at step {best['step']:,}")
+    lines.append(f"run folder: {summary['run']}")
+    if not summary["exit_code"]:
+        lines.append(f"next: clipkit eval {summary['run']} {summary['dataset']}")
+    console.print_result("\n".join(lines))
+
+
+def _make_progress(name: str, step: int) -> Progress:
+    return Bar(name, step) if _is_main() else NoBar()
+
+
+class NoBar:
+    """Ranks other than 0 draw nothing."""
+
+    def update(self, step: int, total: int | None, fields: Mapping[str, Any]) -> None: ...
+    def validation(self, line: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Bar:
+    """A tqdm bar with loss, learning rates, samples a second and the share of waiting for data."""
+
+    def __init__(self, name: str, step: int) -> None:
+        import sys
+
+        from tqdm import tqdm
+
+        interval_s = 0.5 if sys.stderr.isatty() else 10.0
+        self._bar: tqdm[Any] = tqdm(
+            desc=name, initial=step, unit="step", mininterval=interval_s, dynamic_ncols=True, delay=1e-9
+        )
+
+    def update(self, step: int, total: int | None, fields: Mapping[str, Any]) -> None:
+        self._bar.total = total
+        rates = " ".join(f"{_short(group)} {rate:.1e}" for group, rate in fields["lr"].items())
+        self._bar.set_postfix_str(
+            f"loss {fields['loss']:.4f}, lr {rates}, {fields['samples_per_s']:.0f} samples/s, "
+            f"wait {fields['wait_share']:.0%}",
+            refresh=False,
+        )
+        self._bar.update(step - self._bar.n)
+
+    def validation(self, line: Mapping[str, Any]) -> None:
+        shown = ", ".join(
+            f"{direction.replace('_', ' ')} recall@10 {line[direction]['recall@10']:.3f}"
+            for direction in ("text_to_image", "image_to_text")
+            if "recall@10" in line.get(direction, {})
+        )
+        self._bar.write(f"step {line['step']}, {line['split']}: {shown}", file=self._bar.fp)
+
+    def close(self) -> None:
+        self._bar.refresh()
+        self._bar.close()
+
+
+def _short(group: str) -> str:
+    return group.removesuffix("_encoder")

@@ -47,6 +47,17 @@ class Dataset:
     def schema(self) -> pa.Schema:
         return self.lance.schema
 
+    def tag(self, name: str) -> None:
+        """Name this version, which keeps clean-up from removing it."""
+        try:
+            tags = self.lance.tags.list()
+            if name not in tags:
+                self.lance.tags.create(name, self.version)
+            elif int(tags[name]["version"]) != self.version:
+                self.lance.tags.update(name, self.version)
+        except (ValueError, OSError) as error:
+            raise DataError(f"`{self.uri}` cannot be tagged: {_first_line(error)}") from error
+
     def select(self, where: str | None = None, *, limit: int | None = None) -> Rows:
         """Offsets of the rows that an SQL expression over the columns chooses, in stored order."""
         if where is None:

@@ -1,0 +1,70 @@
+"""What differs between two configs of one run, and which differences a resume can live with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+# Keys that say which model is trained, on which rows, in which order. The rest may change from one resume to the next.
+BOUND = (
+    "model.*",
+    "loss.kind",
+    "loss.learn_temperature",
+    "loss.direction",
+    "run.seed",
+    "data.*",
+    "optim.kind",
+    "train.batch_size",
+)
+FREE = (
+    "model.init",
+    "model.*.checkpointing",
+    "data.validation",
+    "data.augment*",
+    "data.padding",
+    "data.cache",
+    "data.token_cache",
+    "data.decode",
+    "data.workers",
+    "data.worker_kind",
+    "data.prefetch",
+    "data.bad_rows",
+    "data.stall_timeout_s",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    key: str
+    before: Any
+    after: Any
+
+    @property
+    def allowed(self) -> bool:
+        bound = any(fnmatchcase(self.key, pattern) for pattern in BOUND)
+        return not bound or any(fnmatchcase(self.key, pattern) for pattern in FREE)
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_shown(self.before)} -> {_shown(self.after)}"
+
+
+def find_differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[Difference]:
+    """Every key whose value differs, by its path; a section that only one side has counts as one."""
+    found = []
+    for name in dict.fromkeys([*before, *after]):
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += find_differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(Difference(prefix + name, old, new))
+    return found
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

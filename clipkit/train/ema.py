@@ -1,0 +1,51 @@
+"""An exponential moving average of the weights, which is what is validated and kept as the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from clipkit.config import Ema
+
+
+class WeightAverage:
+    def __init__(self, model: nn.Module, config: Ema) -> None:
+        self.config = config
+        self._params = dict(model.named_parameters())
+        self._average = {name: param.detach().clone() for name, param in self._params.items()}
+
+    def decay(self, step: int) -> float:
+        if not self.config.warmup:
+            return self.config.decay
+        return min(self.config.decay, (1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the weights after `step` steps."""
+        weight = 1 - self.decay(step)
+        torch._foreach_lerp_(list(self._average.values()), list(self._params.values()), weight)
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """The model with averaged weights inside the block, its own again after it."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for name, param in self._params.items():
+            param.data, self._average[name] = self._average[name], param.data
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self._average
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        for name, value in self._average.items():
+            value.copy_(state[name])

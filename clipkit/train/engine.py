@@ -1,0 +1,173 @@
+"""One training step, and the state that it changes: weights, optimizer, loss scaler, averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clipkit.config import OptimConfig, TrainConfig
+from clipkit.train.checkpoint import check_fits, copy_to_cpu, read_train_state, read_weights
+from clipkit.train.ema import WeightAverage
+from clipkit.train.optimizer import (
+    assign_groups,
+    build_optimizer,
+    freeze_groups,
+    group_norms,
+    read_rates,
+    set_rates,
+    set_train_mode,
+)
+from clipkit.train.parallel import Strategy, fill, fill_state
+from clipkit.train.pieces import GradientMaker
+from clipkit.train.plan import Plan
+from clipkit.train.precision import choose_precision
+from clipkit.train.schedule import rate_factor
+from clipkit.types import Batch, Task
+
+
+class Engine:
+    """Turns batches into steps. Everything stays on the device; nothing here waits for it."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        train: TrainConfig,
+        optim: OptimConfig,
+        plan: Plan,
+        strategy: Strategy,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.task = task
+        self.plan = plan
+        self.strategy = strategy
+        self.precision = choose_precision(train, device)
+        self.lr_factor = 1.0  # what rollbacks made of the rates
+        self._train = train
+        self._optim = optim
+        strategy.shard(self.model)
+        self.groups = assign_groups(self.model.named_parameters(), optim)
+        self.optimizer = build_optimizer(self.groups, optim)
+        freeze_groups(self.groups, plan.frozen(0))
+        self.average = WeightAverage(self.model, train.ema) if train.ema else None
+        self._gradient = GradientMaker(
+            task,
+            precision=self.precision,
+            strategy=strategy,
+            seed=seed,
+            chunk_size=train.chunk_size,
+            accumulate=train.accumulate,
+        )
+        self._names: dict[torch.Tensor, str] = {param: name for name, param in self.model.named_parameters()}
+        self._train_mode_set = False
+
+    @property
+    def model(self) -> nn.Module:
+        return self.task.model
+
+    def train_step(self, batch: Batch, *, step: int) -> dict[str, torch.Tensor]:
+        """The step after `step` steps; gives its scalars, still on the device.
+
+        A step whose gradient is not finite leaves everything as it was: the fused optimizer is told so on the device.
+        """
+        self._prepare(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, metrics = self._gradient(batch)
+        if self.precision.scaler is not None:
+            self.precision.scaler.unscale_(self.optimizer)
+        norms = group_norms(self.groups, gradients=True)
+        total = torch.linalg.vector_norm(norms)
+        skipped = (~torch.isfinite(total)).float()
+        if self._optim.clip_grad_norm is not None:
+            self._scale_gradients((self._optim.clip_grad_norm / (total + 1e-6)).clamp(max=1.0))
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self.optimizer.step()
+        if self.precision.scaler is not None:
+            self.precision.scaler.update()
+        self.task.after_step()
+        if self.average is not None:
+            self.average.update(step)
+        values = {"loss": loss, "grad_norm": total, "skipped": skipped, **metrics}
+        values |= {f"grad_norm/{group.name}": norm for group, norm in zip(self.groups, norms, strict=True)}
+        every = self._train.log_norms_every
+        if every and (step + 1) % every == 0:
+            weights = group_norms(self.groups, gradients=False)
+            values |= {f"weight_norm/{group.name}": norm for group, norm in zip(self.groups, weights, strict=True)}
+        return values
+
+    def rates(self) -> dict[str, float]:
+        """The last step's learning rates, of the groups that are trained."""
+        frozen = {group.name for group in self.groups if not any(p.requires_grad for _, p in group.params)}
+        return {name: rate for name, rate in read_rates(self.optimizer).items() if name not in frozen}
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model as it is validated: no dropout, averaged weights where there are some."""
+        self.model.eval()
+        self._train_mode_set = False
+        with torch.no_grad(), self.precision.autocast():
+            if self.average is None:
+                yield
+            else:
+                with self.average.applied():
+                    yield
+
+    def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Copies of the weights that one evaluates, and of what else a resume needs (every rank must ask)."""
+        state = self.model.state_dict()
+        train_state: dict[str, Any] = {
+            "lr_factor": self.lr_factor,
+            "optimizer": {self._names[param]: values for param, values in self.optimizer.state.items()},
+            "scaler": self.precision.scaler.state_dict() if self.precision.scaler is not None else {},
+        }
+        if self.average is not None:
+            averaged = self.average.state_dict()
+            train_state["weights"] = {name: state[name] for name in averaged}
+            state = {**state, **averaged}
+        return copy_to_cpu(state), copy_to_cpu(train_state)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take up a checkpoint's state; the rates come from the config and the schedule."""
+        weights = read_weights(checkpoint)
+        check_fits(weights, self.model, checkpoint=checkpoint)
+        state = read_train_state(checkpoint)
+        if self.average is not None:
+            self.average.load_state_dict(weights)
+        fill_state(self.model, {**weights, **state.get("weights", {})})
+        self.lr_factor = state["lr_factor"]
+        self._restore_optimizer(state["optimizer"])
+        if self.precision.scaler is not None and state["scaler"]:
+            self.precision.scaler.load_state_dict(state["scaler"])
+
+    def _restore_optimizer(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        self.optimizer.state.clear()
+        for param, name in self._names.items():
+            if name not in state:
+                continue
+            own = {}
+            for key, value in state[name].items():
+                if value.shape == param.shape and value.ndim:
+                    own[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                    fill(own[key], value)
+                else:  # a step count
+                    own[key] = value.to(param.device)
+            self.optimizer.state[param] = own
+
+    def _prepare(self, step: int) -> None:
+        if freeze_groups(self.groups, self.plan.frozen(step)):
+            self._gradient.rewrap()
+            self._train_mode_set = False
+        if not self._train_mode_set:
+            set_train_mode(self.model)
+            self._train_mode_set = True
+        set_rates(self.optimizer, self.lr_factor * rate_factor(step, schedule=self._optim.schedule, plan=self.plan))
+
+    def _scale_gradients(self, factor: torch.Tensor) -> None:
+        gradients = [p.grad for group in self.groups for _, p in group.params if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)

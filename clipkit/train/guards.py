@@ -1,0 +1,200 @@
+"""What a run watches itself for: numbers that are not finite, and signs that it does not learn."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+
+from clipkit.config import EarlyStopping, Guards, TrainConfig
+from clipkit.errors import TrainingError
+from clipkit.train.meter import wait_share
+from clipkit.train.readings import Reading
+
+SHOWN_IDS = 5
+JUMP_FACTOR = 10.0  # a gradient norm of so many medians is a jump
+WAIT_SHARE = 0.2
+WINDOW = 100  # steps that medians and shares are taken over
+SCALE_HALVINGS = 20  # that a loss scale may need until nothing overflows
+REMIND_STEPS = 500  # an alarm that goes on is given again after so many steps
+
+
+@dataclass(slots=True)
+class NonFinite:
+    """Counts steps in a row whose loss or gradient was not finite.
+
+    Under loss scaling a gradient that overflows while the loss is finite is how the scale finds its level, and no
+    trouble until that has had time to fall.
+    """
+
+    config: Guards
+    scaled: bool
+    in_a_row: int = 0
+    overflows: int = 0  # in a row, of a scaled loss
+    skipped: int = 0
+    rollbacks: int = 0
+
+    def look(self, reading: Reading) -> str | None:
+        """What is wrong with a step, or None; counts it."""
+        loss_is_finite = math.isfinite(reading.values["loss"])
+        if loss_is_finite and reading.values["skipped"] == 0:
+            self.in_a_row = self.overflows = 0
+            return None
+        self.skipped += 1
+        if self.scaled and loss_is_finite and self.overflows < SCALE_HALVINGS:
+            self.overflows += 1
+            return None
+        self.in_a_row += 1
+        return describe_nonfinite(reading)
+
+    def rolled_back(self) -> None:
+        self.rollbacks += 1
+        self.in_a_row = self.overflows = 0
+
+    def verdict(self) -> str:
+        """`go on`, `roll back` or `stop`, after a step that was not finite."""
+        if self.config.on_nonfinite == "stop":
+            return "stop"
+        if self.in_a_row < self.config.max_skipped:
+            return "go on"
+        if self.config.on_nonfinite == "rollback" and self.rollbacks < self.config.max_rollbacks:
+            return "roll back"
+        return "stop"
+
+
+def describe_nonfinite(reading: Reading) -> str:
+    """The step, the numbers, the group with the largest gradient, and the batch's first row ids."""
+    values = reading.values
+    norms = {name.removeprefix("grad_norm/"): value for name, value in values.items() if name.startswith("grad_norm/")}
+    largest = max(norms, key=lambda name: norms[name] if math.isfinite(norms[name]) else math.inf)
+    ids = ", ".join(f"`{image_id}`" for image_id in reading.facts.image_ids[:SHOWN_IDS])
+    more = len(reading.facts.image_ids) - SHOWN_IDS
+    return (
+        f"step {reading.facts.step} is not finite: loss {values['loss']:g}, the largest gradient is that of "
+        f"`{largest}` ({norms[largest]:g}); its rows: {ids}" + (f" and {more} more" if more > 0 else "")
+    )
+
+
+@dataclass(slots=True)
+class Alarms:
+    """Signs of trouble over the last steps; each is given once, and again only after a while."""
+
+    last_given: dict[str, int] = field(default_factory=dict)
+    norms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    waits: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+
+    def look(self, reading: Reading, *, from_task: Mapping[str, str]) -> dict[str, str]:
+        """The alarms to give at this step, by name, each with its likely cause."""
+        found = dict(from_task)
+        norm = reading.values["grad_norm"]
+        if len(self.norms) == WINDOW and math.isfinite(norm) and norm > JUMP_FACTOR * median(self.norms):
+            found["gradient_jump"] = (
+                f"the gradient's norm, {norm:.3g}, is {norm / median(self.norms):.0f} times its median: a bad "
+                "batch, or a learning rate that is too high"
+            )
+        self.norms.append(norm)
+        self.waits.append((reading.facts.wait_s, reading.facts.wall_s))
+        share = wait_share(self.waits)
+        if len(self.waits) == WINDOW and share > WAIT_SHARE:
+            found["data_wait"] = (
+                f"{share:.0%} of the time goes into waiting for data: see `clipkit bench loader`, or cache pixels "
+                "with `data.cache`"
+            )
+        return self.due(reading.facts.step, found)
+
+    def due(self, step: int, found: Mapping[str, str]) -> dict[str, str]:
+        due = {
+            name: text
+            for name, text in found.items()
+            if name not in self.last_given or step - self.last_given[name] >= REMIND_STEPS
+        }
+        self.last_given.update(dict.fromkeys(due, step))
+        return due
+
+
+@dataclass(slots=True)
+class Best:
+    """The best validation so far by one metric, and how many have passed without improvement."""
+
+    metric: str
+    stopping: EarlyStopping | None
+    step: int | None = None
+    value: float | None = None
+    without_improvement: int = 0
+
+    def look(self, step: int, value: float) -> bool:
+        """Whether this validation is the best so far (every improvement counts), and counts patience."""
+        sign = -1 if self.metric.endswith("_rank") else 1
+        gain = math.inf if self.value is None else sign * (value - self.value)
+        if gain > (self.stopping.min_delta if self.stopping else 0.0):
+            self.without_improvement = 0
+        else:
+            self.without_improvement += 1
+        if gain > 0:
+            self.step, self.value = step, value
+        return gain > 0
+
+    @property
+    def exhausted(self) -> bool:
+        return self.stopping is not None and self.without_improvement >= self.stopping.patience
+
+    def state_dict(self) -> dict[str, float | int | str | None]:
+        return {
+            "metric": self.metric,
+            "step": self.step,
+            "value": self.value,
+            "without_improvement": self.without_improvement,
+        }
+
+    def load_state_dict(self, state: Mapping[str, float | int | str | None]) -> None:
+        """Take up where it was; another metric than before starts anew."""
+        if state.get("metric") == self.metric:
+            step, value = state["step"], state["value"]
+            self.step = None if step is None else int(step)
+            self.value = None if value is None else float(value)
+            self.without_improvement = int(state["without_improvement"] or 0)
+
+
+def find_metric(metrics: Mapping[str, Any], path: str) -> float:
+    """A validation's number by its path: `text_to_image/recall@10`."""
+    value: Any = metrics
+    for name in path.split("/"):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if not isinstance(value, int | float):
+        names = ", ".join(f"`{name}`" for name in flat(metrics))
+        raise TrainingError(f"`train.best: {path}` is no number of a validation", f"there are {names}")
+    return float(value)
+
+
+def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """A validation's numbers by their paths."""
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            numbers |= flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            numbers[prefix + name] = float(value)
+    return numbers
+
+
+@contextmanager
+def out_of_memory_explained(config: TrainConfig, step: int) -> Iterator[None]:
+    """An error that says which numbers to change when a device runs out of memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = config.chunk_size or config.batch_size // config.accumulate
+        smaller = max(1, size // 2)
+        used = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else math.nan
+        raise TrainingError(
+            f"the device ran out of memory at step {step}, encoding {size} samples at a time ({used:.1f} GB at most)",
+            f"set `train.chunk_size: {smaller}` (the same gradient in less memory), `train.precision: bf16`, "
+            "`model.image.checkpointing: true` and `model.text.checkpointing: true`, or lower `train.batch_size` "
+            f"from {config.batch_size}",
+        ) from error

@@ -1,0 +1,194 @@
+"""Parameters to named groups, each with its learning rate; no parameter may be left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
+
+from clipkit.config import KNOWN_GROUPS, Group, OptimConfig
+from clipkit.errors import ConfigError
+from clipkit.train.parallel import full
+
+GROUP_PATTERNS: Mapping[str, tuple[str, ...]] = {
+    "image_encoder": ("image_encoder.*",),
+    "text_encoder": ("text_encoder.*",),
+    "heads": ("image_head.*", "text_head.*"),
+    "temperature": ("temperature.*",),
+}
+# The numbered layers of timm's and transformers' encoders: `blocks.3`, `layer2.0`, `stages.1.blocks.4`, `layer.11`.
+NUMBERED_LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers?|stages|h)\.?(\d+)(?:\.(?:blocks?\.)?(\d+))?\.")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedGroup:
+    """A group of the config with the trainable parameters that its patterns matched, in the model's order."""
+
+    name: str
+    config: Group
+    params: tuple[tuple[str, nn.Parameter], ...]
+    num_fixed: int  # elements that the model itself does not let train, such as what LoRA adapts
+
+    @property
+    def num_params(self) -> int:
+        return sum(param.numel() for _, param in self.params)
+
+
+def assign_groups(named_params: Iterable[tuple[str, nn.Parameter]], optim: OptimConfig) -> list[NamedGroup]:
+    """Put every parameter into the first group whose patterns match it, groups with `params` of their own first.
+
+    A parameter in no group, a group that matches nothing and a frozen group that there is not are errors.
+    """
+    groups = _with_defaults(optim)
+    ordered = sorted(groups, key=lambda name: not groups[name].params)
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in groups}
+    left_out = []
+    for name, param in named_params:
+        for group in ordered:
+            if any(fnmatchcase(name, pattern) for pattern in groups[group].params or GROUP_PATTERNS[group]):
+                members[group].append((name, param))
+                break
+        else:
+            left_out.append(name)
+    _check(members, left_out, optim)
+    return [
+        NamedGroup(
+            name,
+            groups[name],
+            tuple((n, param) for n, param in params if param.requires_grad),
+            sum(param.numel() for _, param in params if not param.requires_grad),
+        )
+        for name, params in members.items()
+        if params
+    ]
+
+
+def _with_defaults(optim: OptimConfig) -> dict[str, Group]:
+    """The config's groups, the temperature at the heads' rate, and known groups that are frozen for good."""
+    groups = dict(optim.groups)
+    if "temperature" not in groups and "heads" in groups:
+        groups["temperature"] = Group(lr=groups["heads"].lr)
+    for name in optim.freeze:
+        if name in KNOWN_GROUPS and name not in groups:
+            groups[name] = Group(lr=0.0)
+    return groups
+
+
+def _check(members: Mapping[str, Sequence[object]], left_out: Sequence[str], optim: OptimConfig) -> None:
+    known = ", ".join(f"`{name}`" for name in members)
+    if left_out:
+        shown = ", ".join(f"`{name}`" for name in left_out[:3]) + (", …" if len(left_out) > 3 else "")
+        raise ConfigError(
+            f"{len(left_out)} parameters are in no group of `optim.groups`: {shown}",
+            f"add a group whose `params` match them; there are {known}",
+        )
+    if optim.groups != OptimConfig().groups:
+        for name in optim.groups:
+            if not members[name]:
+                raise ConfigError(
+                    f"the group `optim.groups.{name}` matches no parameter of the model", "remove it, or mend `params`"
+                )
+    for name in optim.freeze:
+        if not members.get(name):
+            raise ConfigError(f"`optim.freeze` names `{name}`, which is no group of parameters", f"there are {known}")
+
+
+def build_optimizer(groups: Sequence[NamedGroup], optim: OptimConfig, *, fused: bool = True) -> Optimizer:
+    """AdamW or Adam with a rate a group and layer, and no weight decay on norms, biases and the temperature.
+
+    Each of the optimizer's own groups carries its `group` name and `peak_lr`; `set_rates` gives it its `lr`. Fused, it
+    also skips a step on the device where its `found_inf` says so.
+    """
+    param_groups = []
+    for group in groups:
+        scales = layer_scales([name for name, _ in group.params], group.config.layer_decay)
+        buckets: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, param in group.params:
+            decays = param.ndim > 1 and group.name != "temperature"
+            buckets.setdefault((decays, scales[name]), []).append(param)
+        for (decays, scale), params in buckets.items():
+            param_groups.append(
+                {
+                    "params": params,
+                    "group": group.name,
+                    "peak_lr": group.config.lr * scale,
+                    "lr": group.config.lr * scale,
+                    "weight_decay": group.config.weight_decay if decays else 0.0,
+                }
+            )
+    kind = AdamW if optim.kind == "adamw" else Adam
+    return kind(param_groups, betas=optim.betas, eps=optim.eps, fused=fused)
+
+
+def set_rates(optimizer: Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def read_rates(optimizer: Optimizer) -> dict[str, float]:
+    """The highest rate of each named group."""
+    rates: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        rates[group["group"]] = max(rates.get(group["group"], 0.0), float(group["lr"]))
+    return rates
+
+
+def layer_scales(names: Sequence[str], decay: float | None) -> dict[str, float]:
+    """Each parameter's share of its group's rate: `decay` to the power of how many layers lie above its own.
+
+    What comes before the first numbered layer (patch and token embeddings, a ResNet's stem) is the lowest layer; what
+    comes after (a last norm) is with the highest.
+    """
+    if decay is None:
+        return dict.fromkeys(names, 1.0)
+    keys = {name: _layer_key(name) for name in names}
+    order = sorted({key for key in keys.values() if key is not None})
+    depths = {key: depth for depth, key in enumerate(order, start=1)}
+    scales, seen = {}, False
+    for name in names:
+        key = keys[name]
+        seen = seen or key is not None
+        depth = depths[key] if key is not None else (len(order) if seen else 0)
+        scales[name] = decay ** (len(order) - depth)
+    return scales
+
+
+def _layer_key(name: str) -> tuple[int, int] | None:
+    match = NUMBERED_LAYER.search(name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def freeze_groups(groups: Iterable[NamedGroup], frozen: frozenset[str]) -> bool:
+    """Let exactly the groups that are not `frozen` be trained; whether that changed anything."""
+    changed = False
+    for group in groups:
+        wanted = group.name not in frozen
+        for _, param in group.params:
+            changed |= param.requires_grad != wanted
+            param.requires_grad_(wanted)
+    return changed
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Training mode, but for modules that are wholly frozen: no dropout there, and BatchNorm keeps its statistics."""
+    model.train()
+    for module in model.modules():
+        params = list(module.parameters())
+        if params and not any(param.requires_grad for param in params):
+            module.eval()
+
+
+def group_norms(groups: Sequence[NamedGroup], *, gradients: bool) -> torch.Tensor:
+    """L2 norm of each group's gradients (or weights), (num_groups,) float32 on the device, without a sync."""
+    norms = []
+    for group in groups:
+        params = [param for _, param in group.params]
+        tensors = [param.grad for param in params if param.grad is not None] if gradients else params
+        norm = torch.nn.utils.get_total_norm(tensors) if tensors else torch.zeros(())
+        norms.append(full(norm).float().to(params[0].device))
+    return torch.stack(norms)

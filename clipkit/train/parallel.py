@@ -1,0 +1,128 @@
+"""One device or many: a replica on each (DDP) or parameters and optimizer in shards (FSDP2)."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from clipkit.errors import TrainingError
+
+
+class Strategy:
+    """A single device. The others differ in how the gradients of the ranks come together."""
+
+    def __init__(self, *, rank: int = 0, world: int = 1) -> None:
+        self.rank = rank
+        self.world = world
+
+    def shard(self, model: nn.Module) -> None:
+        """Split the parameters over the ranks, before the optimizer sees them."""
+
+    def wrap(self, piece: nn.Module) -> nn.Module:
+        """The module whose forward and backward keep the ranks together."""
+        return piece
+
+    def synced(self, module: nn.Module, last: bool) -> AbstractContextManager[object]:
+        """Around a backward pass: gradients of the ranks are put together in a step's `last` one."""
+        return nullcontext()
+
+    def finish_gradients(self) -> None:
+        """After a step's last backward pass."""
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over the ranks."""
+        return values
+
+
+class Replicas(Strategy):
+    """DDP."""
+
+    def wrap(self, piece: nn.Module) -> nn.Module:
+        gc.collect()  # an earlier wrapper's hooks go with it
+        return DistributedDataParallel(piece, find_unused_parameters=True, gradient_as_bucket_view=True)
+
+    def synced(self, module: nn.Module, last: bool) -> AbstractContextManager[object]:
+        assert isinstance(module, DistributedDataParallel)
+        return nullcontext() if last else module.no_sync()
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        values = values / self.world
+        dist.all_reduce(values)
+        return values
+
+
+class Shards(Replicas):
+    """FSDP2: each encoder and head is gathered when it is used; the few parameters outside of them are replicated."""
+
+    def __init__(self, *, rank: int, world: int) -> None:
+        super().__init__(rank=rank, world=world)
+        self._replicated: list[nn.Parameter] = []
+
+    def shard(self, model: nn.Module) -> None:
+        for name, child in model.named_children():
+            if name.endswith(("_encoder", "_head")) and any(True for _ in child.parameters()):
+                fully_shard(child)
+        self._replicated = [param for param in model.parameters() if not isinstance(param, DTensor)]
+
+    def wrap(self, piece: nn.Module) -> nn.Module:
+        return piece
+
+    def synced(self, module: nn.Module, last: bool) -> AbstractContextManager[object]:
+        for child in module.modules():
+            if isinstance(child, FSDPModule):
+                child.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def finish_gradients(self) -> None:
+        for param in self._replicated:
+            if param.grad is not None:
+                param.grad = self.mean(param.grad)
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor put together (every rank must ask for it); any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def fill(target: torch.Tensor, value: torch.Tensor) -> None:
+    """Copy a whole value into a tensor, or this rank's shard of it."""
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)
+
+
+def fill_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Load a whole state dict, whose names and shapes are known to fit, into a model that may be sharded."""
+    for name, target in model.state_dict().items():
+        fill(target, state[name])
+
+
+@contextmanager
+def lost_ranks_named(strategy: Strategy, step: int) -> Iterator[None]:
+    """Turn the errors of a collective whose other side has gone into one that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if strategy.world == 1 or not _is_about_a_rank(error, text):
+            raise
+        reason = text.splitlines()[0][:200]
+        raise TrainingError(
+            f"rank {strategy.rank}: another rank died or stopped answering at step {step} ({reason})",
+            "look at what the other ranks logged; then go on with `--resume`, with as many ranks as there are",
+        ) from error
+
+
+def _is_about_a_rank(error: Any, text: str) -> bool:
+    words = ("gloo", "nccl", "connection", "timed out", "timeout", "socket")
+    return isinstance(error, dist.DistError) or any(word in text.lower() for word in words)

@@ -1,0 +1,107 @@
+"""Durations resolved once to steps: how long a run is, and when it validates, saves and unfreezes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from clipkit.config import PERCENT, OptimConfig, TrainConfig, parse_duration
+from clipkit.errors import ConfigError
+
+MEASURED_STEPS = 50  # a run given in minutes learns its number of steps from these
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything of a run that is counted in steps. `total_steps` is None until a run in minutes has measured it."""
+
+    steps_per_epoch: int
+    batch_size: int
+    total_steps: int | None
+    minutes: float | None
+    warmup_steps: int
+    warmup_share: float | None  # of a run whose length is not known yet
+    validate_every: int | None
+    checkpoint_every: int | None
+    frozen_until: Mapping[str, int | None]  # group to step; None is for good
+
+    @property
+    def measured(self) -> bool:
+        return self.minutes is not None
+
+    def with_total(self, total_steps: int) -> Plan:
+        return replace(self, total_steps=total_steps)
+
+    def epoch(self, step: int) -> float:
+        """How many epochs `step` steps are."""
+        return round(step / self.steps_per_epoch, 4)
+
+    def frozen(self, step: int) -> frozenset[str]:
+        """The groups that are not trained in the step after `step` steps."""
+        return frozenset(group for group, until in self.frozen_until.items() if until is None or step < until)
+
+    def validates(self, step: int) -> bool:
+        return self.validate_every is not None and (step % self.validate_every == 0 or step == self.total_steps)
+
+    def saves(self, step: int) -> bool:
+        due = self.checkpoint_every is not None and step % self.checkpoint_every == 0
+        return due or step == self.total_steps
+
+    def describe(self) -> str:
+        total = f"{self.total_steps:,} steps" if self.total_steps else f"{self.minutes:g} minutes"
+        epochs = f" ({self.epoch(self.total_steps):g} epochs)" if self.total_steps else ""
+        parts = [f"{total}{epochs} of {self.batch_size} samples", f"{self.steps_per_epoch:,} steps an epoch"]
+        if self.warmup_steps:
+            parts.append(f"warm-up {self.warmup_steps:,} steps")
+        if self.validate_every:
+            parts.append(f"validation every {self.validate_every:,} steps")
+        if self.checkpoint_every:
+            parts.append(f"checkpoint every {self.checkpoint_every:,} steps")
+        for group, until in self.frozen_until.items():
+            parts.append(f"`{group}` frozen" + (f" until step {until:,}" if until else ""))
+        return ", ".join(parts)
+
+
+def make_plan(train: TrainConfig, optim: OptimConfig, *, steps_per_epoch: int) -> Plan:
+    """Resolve every duration of the config; of a run in minutes only the length is left open."""
+    if steps_per_epoch < 1:
+        raise ConfigError(
+            f"`train.batch_size` {train.batch_size} is more than the training rows: an epoch has no whole batch",
+            "take a smaller `train.batch_size`, or set `data.drop_last: false`",
+        )
+
+    def steps(duration: str, key: str) -> int:
+        value, unit = parse_duration(duration)
+        if unit == "min":
+            raise ConfigError(f"`{key}` cannot be in minutes", "write steps (500st), epochs (1ep) or samples (1Msa)")
+        factor = {"st": 1.0, "ep": float(steps_per_epoch), "sa": 1 / train.batch_size}[unit]
+        return max(1, round(value * factor))
+
+    length, unit = parse_duration(train.duration)
+    minutes = length if unit == "min" else None
+    total = None if minutes else steps(train.duration, "train.duration")
+    share = PERCENT.match(optim.schedule.warmup.strip())
+    if share:
+        warmup = math.ceil((total or 0) * float(share[1]) / 100)
+    else:
+        warmup = steps(optim.schedule.warmup, "optim.schedule.warmup")
+    freeze = optim.freeze if isinstance(optim.freeze, dict) else dict.fromkeys(optim.freeze)
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        batch_size=train.batch_size,
+        total_steps=total,
+        minutes=minutes,
+        warmup_steps=warmup,
+        warmup_share=float(share[1]) / 100 if share else None,
+        validate_every=steps(train.validate_every, "train.validate_every") if train.validate_every else None,
+        checkpoint_every=steps(train.checkpoint_every, "train.checkpoint_every") if train.checkpoint_every else None,
+        frozen_until={
+            group: steps(until, f"optim.freeze.{group}") if until else None for group, until in freeze.items()
+        },
+    )
+
+
+def steps_in_minutes(minutes: float, *, step_s: float, steps_done: int) -> int:
+    """How many steps a run of so many minutes has, at so many seconds a step."""
+    return max(steps_done, round(minutes * 60 / step_s))

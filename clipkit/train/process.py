@@ -1,0 +1,69 @@
+"""What a training process is set up with: its ranks, device, threads and kernels."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+
+from clipkit import distributed
+from clipkit.config import TrainConfig
+from clipkit.errors import ConfigError
+from clipkit.hardware import choose_device, usable_cores
+
+log = logging.getLogger("clipkit.train")
+
+
+@contextmanager
+def process_group(config: TrainConfig) -> Iterator[torch.device]:
+    """This rank's device, within the process group that torchrun's environment describes, if it does."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield choose_device(config.device)
+        return
+    device = choose_device(config.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout_s))
+    try:
+        _check_shares(config)
+        if not distributed.is_main():
+            logging.getLogger("clipkit").setLevel(logging.ERROR)
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def _check_shares(config: TrainConfig) -> None:
+    pieces = distributed.world() * config.accumulate
+    if config.batch_size % pieces:
+        raise ConfigError(
+            f"`train.batch_size` {config.batch_size} cannot be shared by {distributed.world()} processes"
+            + (f" in {config.accumulate} pieces" if config.accumulate > 1 else ""),
+            f"take a multiple of {pieces}",
+        )
+
+
+def set_threads(config: TrainConfig) -> int:
+    """Compute threads: the config's, or this machine's usable cores shared by its processes."""
+    threads = config.threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def set_kernels(*, deterministic: bool) -> None:
+    """Deterministic kernels where they exist; elsewhere torch warns."""
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over memory
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,0 +1,62 @@
+"""A step's numbers on their way from the device: read some steps late, so that no step waits for them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from clipkit.train.parallel import Strategy
+
+LAG_STEPS = 4  # on an accelerator; on the CPU the numbers are there at once
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What the host knows of a step when it has been queued."""
+
+    step: int  # steps done, this one included
+    num_samples: int  # of the global batch
+    rates: Mapping[str, float]
+    image_ids: Sequence[str]
+    num_replaced: int
+    wait_s: float
+    wall_s: float  # since the step before
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    facts: StepFacts
+    values: Mapping[str, float]
+
+
+class Readings:
+    """A queue of steps whose numbers are still on the device, read in order and always equally late."""
+
+    def __init__(self, device: torch.device, strategy: Strategy) -> None:
+        self._lag = 0 if device.type == "cpu" else LAG_STEPS
+        self._pinned = device.type == "cuda"
+        self._strategy = strategy
+        self._queue: deque[tuple[StepFacts, tuple[str, ...], torch.Tensor, torch.cuda.Event | None]] = deque()
+
+    def push(self, facts: StepFacts, values: Mapping[str, torch.Tensor]) -> None:
+        """Queue a step's scalars; over several ranks their means."""
+        stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
+        stacked = self._strategy.mean(stacked)
+        event = None
+        if self._pinned:
+            host = torch.empty(stacked.shape, dtype=torch.float32, pin_memory=True)
+            stacked = host.copy_(stacked, non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._queue.append((facts, tuple(values), stacked, event))
+
+    def pop(self, *, all_of_them: bool = False) -> Iterator[Reading]:
+        """The steps that are old enough to be read without waiting, or all."""
+        while len(self._queue) > (0 if all_of_them else self._lag):
+            facts, names, values, event = self._queue.popleft()
+            if event is not None:
+                event.synchronize()
+            yield Reading(facts, dict(zip(names, values.tolist(), strict=True)))

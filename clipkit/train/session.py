@@ -1,0 +1,143 @@
+"""What a call of `clipkit train` is: a new run, a run gone on with, or one repeated from its start."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipkit.config import Config
+from clipkit.config_file import dump_config, load_config, parse_config
+from clipkit.errors import CheckpointError, ConfigError
+from clipkit.runs import CONFIG, Run, read_meta
+from clipkit.train.differences import find_differences
+
+log = logging.getLogger("clipkit.train")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """`run` is None for a new one; `checkpoint` is None at step 0; `facts` are what an earlier run resolved."""
+
+    config: Config
+    folder: Path
+    run: Run | None = None
+    checkpoint: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def start(self) -> dict[str, Any]:
+        return read_meta(self.checkpoint) if self.checkpoint is not None else {}
+
+    @property
+    def step(self) -> int:
+        return int(self.start.get("step", 0))
+
+
+def open_session(
+    config_file: Path | None, sets: Sequence[str] = (), *, resume: str | None = None, rerun: str | None = None
+) -> Session:
+    """Find out what is meant, and refuse what cannot be; nothing is written yet."""
+    if resume and rerun:
+        raise ConfigError("`--resume` and `--rerun` exclude each other", "resume goes on, rerun repeats from the start")
+    if rerun:
+        return _rerun(Run.open(rerun), config_file, sets)
+    if resume and resume != "auto":
+        return _resume(Run.open(resume), config_file, sets)
+    if config_file is None:
+        raise ConfigError("there is no config to train by", "give one: `clipkit train --config FILE`")
+    config = load_config(config_file, sets)
+    newest = _newest_run(config) if resume else None
+    if newest is not None:
+        log.info("resuming `%s`", newest.folder)
+        return _resume(newest, config_file, sets)
+    return Session(config, config.run.folder)
+
+
+def _resume(run: Run, config_file: Path | None, sets: Sequence[str]) -> Session:
+    before = parse_config(run.config_text, source=str(run.folder / CONFIG))
+    config = _config_of(run, config_file, sets)
+    _compare(run, before, config)
+    checkpoint = run.newest_checkpoint()
+    if checkpoint is None:
+        log.warning("`%s` has no checkpoint that can be used: starting it from step 0", run.folder)
+    return Session(config, run.folder, run, checkpoint, run.facts())
+
+
+def _rerun(run: Run, config_file: Path | None, sets: Sequence[str]) -> Session:
+    """The same config, dataset version and number of steps, in a new folder beside the run's."""
+    config = _config_of(run, config_file, sets)
+    _compare(run, parse_config(run.config_text, source=str(run.folder / CONFIG)), config)
+    folder = config.run.folder
+    if folder == run.folder or not any(text.startswith(("run.dir=", "run.name=")) for text in sets):
+        folder = _free_name(run.folder)
+    kept = ("datasets", "total_steps", "threads")
+    return Session(config, folder, facts={key: value for key, value in run.facts().items() if key in kept})
+
+
+def _config_of(run: Run, config_file: Path | None, sets: Sequence[str]) -> Config:
+    if config_file is not None:
+        return load_config(config_file, sets)
+    return parse_config(run.config_text, source=str(run.folder / CONFIG), sets=sets)
+
+
+def _compare(run: Run, before: Config, after: Config) -> None:
+    """Say every difference; refuse those that would make it another model or another order of samples."""
+    differences = [
+        difference
+        for difference in find_differences(before.model_dump(mode="json"), after.model_dump(mode="json"))
+        if difference.key not in ("run.dir", "run.name")
+    ]
+    refused = [difference for difference in differences if not difference.allowed]
+    if refused:
+        raise CheckpointError(
+            f"the config differs from that of `{run.folder}` in what makes its model or its order of samples\n"
+            + "\n".join(f"  {difference}" for difference in refused),
+            "train a new run with it (`run.name`), from this one's weights with `model.init`",
+        )
+    for difference in differences:
+        log.info("changed: %s", difference)
+
+
+def _newest_run(config: Config) -> Run | None:
+    """The run in the config's folder, or the one of that name beside it that was trained last."""
+    folder = config.run.folder
+    if (folder / CONFIG).is_file():
+        return Run.open(folder)
+    if config.run.dir is not None or not folder.parent.is_dir():
+        return None
+    named = []
+    for path in folder.parent.iterdir():
+        if not path.name.startswith(".") and (path / CONFIG).is_file():
+            text = (path / CONFIG).read_text(encoding="utf-8")
+            if parse_config(text, source=str(path / CONFIG)).run.name == config.run.name:
+                named.append(path)
+    return Run.open(max(named, key=lambda path: (path / CONFIG).stat().st_mtime)) if named else None
+
+
+def _free_name(folder: Path) -> Path:
+    """`NAME-rerun`, or `NAME-rerun-2` and so on where there is one."""
+    number = 1
+    while True:
+        path = folder.with_name(f"{folder.name}-rerun" + (f"-{number}" if number > 1 else ""))
+        if not path.exists():
+            return path
+        number += 1
+
+
+def begin(session: Session, facts: Mapping[str, Any]) -> Run:
+    """Make the run folder, or take up the one there is: back to its checkpoint, with the config as it is now."""
+    config = dump_config(session.config)
+    if session.run is None:
+        return Run.create(session.folder, config=config, facts={**facts, **session.facts})
+    run = session.run
+    run.lock()
+    run.remove_leftovers(after_step=session.step)
+    run.cut_metrics(session.step)
+    run.write_config(config)
+    progress = session.start.get("progress", {})
+    if progress.get("step") is not None:
+        run.write_best(progress)
+    return run

@@ -1,0 +1,40 @@
+"""SIGTERM, SIGINT and SIGUSR1 ask a run to stop after its step; a second one ends it at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+log = logging.getLogger("clipkit.train")
+# SLURM sends SIGUSR1 some time before it ends a job: the run ends as one that was terminated.
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+
+
+class StopSignals:
+    """`requested` is the exit code that the first signal asks for, or 0."""
+
+    def __init__(self) -> None:
+        self.requested = 0
+        self._before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in EXIT_CODES:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        code = EXIT_CODES[signal.Signals(number)]
+        if self.requested:
+            os._exit(code)  # at once: whatever is half-written is ignored by a resume
+        self.requested = code
+        log.warning("%s: stopping after this step and saving; once more stops at once", signal.Signals(number).name)

@@ -1,0 +1,305 @@
+"""The loop: batches to steps, validations, checkpoints, and an end that can be gone on from.
+
+It knows the Task protocol alone, and nothing of what is trained.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from clipkit.config import TrainConfig
+from clipkit.errors import TrainingError
+from clipkit.train.checkpoint import Snapshot
+from clipkit.train.engine import Engine
+from clipkit.train.guards import Alarms, Best, NonFinite, find_metric, flat, out_of_memory_explained
+from clipkit.train.meter import Meter, wait_share
+from clipkit.train.parallel import lost_ranks_named
+from clipkit.train.plan import MEASURED_STEPS, steps_in_minutes
+from clipkit.train.readings import Reading, Readings, StepFacts
+from clipkit.train.record import Record
+from clipkit.train.signals import StopSignals
+from clipkit.types import Batch, Gallery
+
+log = logging.getLogger("clipkit.train")
+ALARM_STEPS = 100  # before these, a loss at chance level is no wonder
+
+
+class Loader(Protocol):
+    """What the trainer asks of a loader: this rank's share of each global batch, from any step on."""
+
+    def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch]: ...
+
+
+class Progress(Protocol):
+    """Where a person sees the run go on."""
+
+    def update(self, step: int, total: int | None, fields: Mapping[str, Any]) -> None: ...
+    def validation(self, line: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    gallery: Gallery
+    split: str
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: `done`, `stopped early`, or `stopped` by a signal, which gives the exit code."""
+
+    reason: str
+    step: int
+    exit_code: int
+    loss: float | None
+    best: Mapping[str, Any]
+    validation: Mapping[str, Any] | None
+    wall_s: float
+    samples_per_s: float
+    wait_share: float
+    skipped: int
+
+
+class Trainer:
+    def __init__(
+        self,
+        engine: Engine,
+        loader: Loader,
+        *,
+        config: TrainConfig,
+        record: Record,
+        progress: Progress,
+        validation: Validation | None = None,
+        start: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`start` is the `meta.json` of the checkpoint that the engine was restored from."""
+        self.engine = engine
+        self.loader = loader
+        self.config = config
+        self.record = record
+        self.progress = progress
+        self.validation = validation
+        self.plan = engine.plan
+        self.strategy = engine.strategy
+        self.step = 0
+        self.best = Best(config.best, config.early_stopping)
+        self.nonfinite = NonFinite(config.guards, scaled=engine.precision.scaler is not None)
+        self.alarms = Alarms()
+        self.meter = Meter()
+        self.metrics: dict[str, Any] = {}  # the last validation
+        self.device = next(engine.model.parameters()).device
+        self.readings = Readings(self.device, self.strategy)
+        self.signals = StopSignals()
+        self.stopping = False
+        self.reason = ""
+        self._num_steps = 0  # of this process
+        self._last_loss: float | None = None
+        if start:
+            self.step = int(start["step"])
+            self.metrics = dict(start["metrics"])
+            self.best.load_state_dict(start["progress"])
+
+    def train(self) -> Outcome:
+        """Train until the plan's end, a signal, or a guard's stop; saves before it returns."""
+        began = time.perf_counter()
+        with self.signals:
+            with closing(self.loader.iterate(self.step, self.plan.total_steps)) as batches:
+                self.meter.last = time.perf_counter()
+                for batch in batches:
+                    self.train_step(batch)
+                    self._between_steps()
+                    if self._finished():
+                        break
+            self.record.finish()
+        self.progress.close()
+        stopped = self.stopping and not self._complete()
+        return Outcome(
+            reason=self.reason or "done",
+            step=self.step,
+            exit_code=(self.signals.requested or 143) if stopped else 0,
+            loss=self._last_loss,
+            best=self.best.state_dict(),
+            validation=self.metrics or None,
+            wall_s=time.perf_counter() - began,
+            samples_per_s=self._num_steps * self.plan.batch_size / max(self.meter.wall_s, 1e-9),
+            wait_share=self.meter.wait_s / max(self.meter.wall_s, 1e-9),
+            skipped=self.nonfinite.skipped,
+        )
+
+    def train_step(self, batch: Batch) -> None:
+        """One step, and the numbers of those that can be read by now."""
+        with lost_ranks_named(self.strategy, self.step + 1), out_of_memory_explained(self.config, self.step + 1):
+            values = self.engine.train_step(batch, step=self.step)
+            stop = torch.tensor(float(self.signals.requested > 0), device=self.device)
+            self.step += 1
+            self._num_steps += 1
+            facts = StepFacts(
+                step=self.step,
+                num_samples=self.plan.batch_size,
+                rates=self.engine.rates(),
+                image_ids=batch.image_ids,
+                num_replaced=batch.num_replaced,
+                wait_s=batch.wait_s,
+                wall_s=self.meter.step(batch.wait_s),
+            )
+            self.readings.push(facts, {**values, "stop": stop})
+        self._read()
+
+    def validate(self) -> None:
+        """Measure retrieval, write it down, and see whether it is the best so far."""
+        assert self.validation is not None
+        of = self.validation
+        with self.meter.paused(), self.engine.evaluating(), lost_ranks_named(self.strategy, self.step):
+            result = self.engine.task.evaluate(
+                of.gallery, batch_size=of.batch_size, rank=self.strategy.rank, world=self.strategy.world
+            )
+        self.metrics = {"split": of.split, **result}
+        line = {"step": self.step, "epoch": self.plan.epoch(self.step), **self.metrics}
+        self.record.write(line)
+        self.progress.validation(line)
+        self.best.look(self.step, find_metric(self.metrics, self.config.best))
+        if self.config.guards.alarms:
+            found = self.engine.task.alarms(flat(result), batch_size=self.plan.batch_size)
+            self._give_alarms(self.step, self.alarms.due(self.step, found))
+
+    def save(self) -> None:
+        """Copy the state and have it written; the run goes on meanwhile."""
+        with self.meter.paused():
+            weights, train_state = self.engine.snapshot()
+            ready = None
+            if self.device.type == "cuda":
+                ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                ready.record()
+            best = self.best.state_dict()
+            meta = {
+                "step": self.step,
+                "epoch": self.plan.epoch(self.step),
+                "metrics": self.metrics,
+                "progress": best,
+                "threads": torch.get_num_threads(),
+                "world": self.strategy.world,
+                "precision": self.engine.precision.name,
+                "architecture": self.engine.task.architecture(),
+            }
+            self.record.save(
+                Snapshot(self.step, weights, train_state, meta, best if best["step"] is not None else None, ready)
+            )
+
+    def _between_steps(self) -> None:
+        if self.plan.measured and self.plan.total_steps is None:
+            self._measure()
+        validates = self.validation is not None and self.plan.validates(self.step)
+        if not validates and not self.plan.saves(self.step) and not self.stopping:
+            return
+        self._read(all_of_them=True)
+        improved = False
+        if validates:
+            self.validate()
+            improved = self.best.step == self.step
+            if self.best.exhausted:
+                self.reason = f"stopped early: {self.best.without_improvement} validations without improvement"
+        good = self.nonfinite.in_a_row == 0
+        if good and (self.plan.saves(self.step) or improved or self.stopping or self.reason):
+            self.save()
+
+    def _finished(self) -> bool:
+        return self._complete() or self.stopping
+
+    def _complete(self) -> bool:
+        return self.step == self.plan.total_steps or bool(self.reason)
+
+    def _read(self, *, all_of_them: bool = False) -> None:
+        for reading in self.readings.pop(all_of_them=all_of_them):
+            self._look(reading)
+
+    def _look(self, reading: Reading) -> None:
+        """One step's numbers: into the log, before the guards, onto the bar."""
+        values, facts = reading.values, reading.facts
+        self._last_loss = values["loss"]
+        self.stopping = self.stopping or values["stop"] > 0
+        fields = self._line(reading)
+        self.record.write(fields)
+        self.progress.update(facts.step, self.plan.total_steps, fields)
+        trouble = self.nonfinite.look(reading)
+        if trouble is not None:
+            self._on_nonfinite(facts.step, trouble)
+        elif self.config.guards.alarms:
+            found: Mapping[str, str] = {}
+            if facts.step >= ALARM_STEPS:
+                found = self.engine.task.alarms(values, batch_size=self.plan.batch_size)
+            self._give_alarms(facts.step, self.alarms.look(reading, from_task=found))
+
+    def _line(self, reading: Reading) -> dict[str, Any]:
+        """A line of `metrics.jsonl`."""
+        facts = reading.facts
+        wall_s = sum(wall for _, wall in self.meter.recent)
+        line: dict[str, Any] = {
+            "step": facts.step,
+            "epoch": self.plan.epoch(facts.step),
+            "loss": reading.values["loss"],
+            "lr": facts.rates,
+            "samples_per_s": round(len(self.meter.recent) * facts.num_samples / max(wall_s, 1e-9), 2),
+            "wait_share": round(wait_share(self.meter.recent), 4),
+            "step_s": round(facts.wall_s, 5),
+        }
+        grouped: dict[str, dict[str, float]] = {}
+        for name, value in reading.values.items():
+            kind, _, group = name.partition("/")
+            if group:
+                grouped.setdefault(kind, {})[group] = value
+            elif name not in ("loss", "stop", "skipped"):
+                line[name] = value
+        if "weight_norm" in grouped:
+            line["norms"] = {"gradient": grouped["grad_norm"], "weight": grouped["weight_norm"]}
+        if facts.num_replaced:
+            line["num_replaced"] = facts.num_replaced
+        if reading.values["skipped"]:
+            line["skipped"] = True
+        return line
+
+    def _on_nonfinite(self, step: int, trouble: str) -> None:
+        verdict = self.nonfinite.verdict()
+        if verdict == "go on":
+            log.warning("%s; the step is skipped (%d in a row)", trouble, self.nonfinite.in_a_row)
+            return
+        self.record.finish()
+        self.strategy.mean(torch.zeros(1, device=self.device))  # no rank looks before rank 0 has written
+        checkpoint = self.record.last_good()
+        if verdict == "roll back" and checkpoint is not None:
+            self.engine.restore(checkpoint)
+            self.engine.lr_factor *= self.config.guards.rollback_lr_factor
+            self.nonfinite.rolled_back()
+            log.warning("%s; going on from the weights of `%s`", trouble, checkpoint)
+            self.record.write({"step": step, "event": "rollback", "checkpoint": checkpoint.name})
+        else:
+            raise TrainingError(
+                trouble,
+                (f"the last good checkpoint is `{checkpoint}`; " if checkpoint else "")
+                + "lower the learning rates of `optim.groups`, lengthen `optim.schedule.warmup`, or look at those rows",
+            )
+
+    def _give_alarms(self, step: int, alarms: Mapping[str, str]) -> None:
+        for name, text in alarms.items():
+            log.warning("step %d: %s", step, text)
+            self.record.write({"step": step, "alarm": name, "message": text})
+
+    def _measure(self) -> None:
+        """How many steps a run in minutes has, once its first ones have been timed."""
+        assert self.plan.minutes is not None
+        over = self.meter.wall_s >= self.plan.minutes * 60
+        mine = torch.tensor([self.meter.seconds_a_step(), float(over)], device=self.device)
+        agreed = self.strategy.mean(mine).tolist()
+        if self.step < MEASURED_STEPS and not agreed[1]:
+            return
+        total = steps_in_minutes(self.plan.minutes, step_s=agreed[0], steps_done=self.step)
+        self.plan = self.engine.plan = self.plan.with_total(total)
+        self.record.fix_total(total)
+        log.info("%g minutes are %d steps at %.3f s each", self.plan.minutes, total, agreed[0])

@@ -1,0 +1,346 @@
+"""`clipkit train`: from a config, or a run to go on with, to a trained run folder."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from clipkit import __version__, distributed
+from clipkit.config import Config, FeatureText
+from clipkit.config_file import dump_config
+from clipkit.data.gallery import Gallery
+from clipkit.data.loader import Loader, build_loader
+from clipkit.data.tokenizer import load_tokenizer, train_tokenizer, truncated_share
+from clipkit.errors import DataError
+from clipkit.runs import find_checkpoint, read_meta
+from clipkit.store import Columns, Dataset
+from clipkit.tasks import build_task
+from clipkit.train.checkpoint import CheckpointWriter, check_fits, read_weights
+from clipkit.train.engine import Engine
+from clipkit.train.parallel import Replicas, Shards, Strategy, fill_state
+from clipkit.train.plan import make_plan
+from clipkit.train.process import process_group, set_kernels, set_threads
+from clipkit.train.record import Record, RunRecord
+from clipkit.train.session import Session, begin
+from clipkit.train.trackers import MetricsLog, open_trackers
+from clipkit.train.trainer import Outcome, Progress, Trainer, Validation
+from clipkit.types import ImageSpec, Task, Tokenizer
+
+log = logging.getLogger("clipkit.training")
+TOKENIZER_CAPTIONS_ROWS = 200_000  # of a larger corpus, so many rows spread over it train the vocabulary
+MEASURED_ROWS = 20_000  # whose captions say which share is cut
+NAMED_SPLIT = re.compile(r"""^\s*split\s*=\s*['"]([^'"]+)['"]\s*$""")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that a run is made of, before anything of it is written."""
+
+    config: Config
+    tokenizer: Tokenizer | None
+    task: Task
+    loader: Loader
+    engine: Engine
+    validation: Validation | None
+    datasets: tuple[Dataset, ...]
+    threads: int
+
+    def describe(self) -> str:
+        device = next(self.task.model.parameters()).device
+        return (
+            f"{self.loader.num_samples:,} samples, {self.engine.plan.describe()}; on {device} in "
+            f"{self.engine.precision.name} with {self.threads} threads"
+            + (f", {self.engine.strategy.world} processes" if self.engine.strategy.world > 1 else "")
+        )
+
+    def group_sizes(self) -> dict[str, dict[str, int | float | bool]]:
+        """Parameters, peak rate and whether it is trained at the start, of each group."""
+        frozen = self.engine.plan.frozen(0)
+        return {
+            group.name: {
+                "params": group.num_params + group.num_fixed,
+                "trained": 0 if group.name in frozen else group.num_params,
+                "lr": group.config.lr,
+                "weight_decay": group.config.weight_decay,
+            }
+            for group in self.engine.groups
+        }
+
+
+def train(session: Session, *, progress: Progress) -> dict[str, Any]:
+    """Train to the end of the plan, or to a signal; gives the summary."""
+    config = session.config
+    with process_group(config.train) as device:
+        parts = build_parts(session, device)
+        log.info("%s", parts.describe())
+        if parts.engine.plan.total_steps == session.step:
+            log.info("`%s` has already been trained to its last step", session.folder)
+        record = _open_record(session, parts)
+        if session.checkpoint is not None:
+            parts.engine.restore(session.checkpoint)
+        trainer = Trainer(
+            parts.engine,
+            parts.loader,
+            config=config.train,
+            record=record,
+            progress=progress,
+            validation=parts.validation,
+            start=session.start or None,
+        )
+        try:
+            outcome = trainer.train()
+        except BaseException as error:
+            record.close("failed", message=str(error))
+            raise
+        finally:
+            parts.loader.close()
+        record.close("stopped" if outcome.exit_code else "done", message=outcome.reason)
+        return _summary(session, parts, outcome)
+
+
+def dry_run(session: Session) -> dict[str, Any]:
+    """Build everything and run one batch, without a trace on the disk."""
+    with process_group(session.config.train) as device:
+        parts = build_parts(session, device)
+        log.info("%s", parts.describe())
+        if session.checkpoint is not None:
+            parts.engine.restore(session.checkpoint)
+        batches = parts.loader.iterate(session.step, session.step + 1)
+        values = parts.engine.train_step(next(batches), step=session.step)
+        parts.loader.close()
+        return {
+            "groups": parts.group_sizes(),
+            "steps": parts.engine.plan.total_steps,
+            "steps_per_epoch": parts.engine.plan.steps_per_epoch,
+            "samples": parts.loader.num_samples,
+            "loss": values["loss"].item(),
+        }
+
+
+def build_parts(session: Session, device: torch.device) -> Parts:
+    """Open the data, build the model, and put together what trains it."""
+    config = session.config
+    threads = set_threads(config.train)
+    _compare_threads(session, threads)
+    set_kernels(deterministic=config.train.deterministic)
+    datasets = open_datasets(config, session.facts)
+    tokenizer = _make_tokenizer(session, datasets)
+    torch.manual_seed(config.run.seed)
+    task = _make_task(session, tokenizer)
+    spec = task.model.image_spec
+    loader = build_loader(
+        config.data,
+        spec=spec,
+        tokenizer=tokenizer,
+        batch_size=config.train.batch_size,
+        seed=config.run.seed,
+        rank=distributed.rank(),
+        world=distributed.world(),
+        version=datasets[0].version if config.data.dataset else None,
+    )
+    plan = make_plan(config.train, config.optim, steps_per_epoch=loader.steps_per_epoch)
+    if plan.total_steps is None and session.facts.get("total_steps"):
+        plan = plan.with_total(int(session.facts["total_steps"]))
+    task.model.to(device)
+    if device.type != "mps":
+        task.model.to(memory_format=torch.channels_last)
+    if config.train.compile:
+        log.info("compiling the model: the first steps take some minutes")
+        task.model.compile()
+    engine = Engine(
+        task,
+        train=config.train,
+        optim=config.optim,
+        plan=plan,
+        strategy=_make_strategy(config),
+        device=device,
+        seed=config.run.seed,
+    )
+    validation = _make_validation(config, datasets[0], tokenizer, spec)
+    return Parts(config, tokenizer, task, loader, engine, validation, datasets, threads)
+
+
+def open_datasets(config: Config, facts: Mapping[str, Any]) -> tuple[Dataset, ...]:
+    """The datasets at the versions that the run began with, or as they are now (and then on every rank alike)."""
+    data = config.data
+    columns = Columns(data.image_id_column, data.image_column, data.captions_column)
+    uris = [data.dataset] if data.dataset else [source.dataset for source in data.sources]
+    pinned = {entry["uri"]: entry["version"] for entry in facts.get("datasets", ())}
+    opened = [Dataset(uri, version=pinned.get(uri), columns=columns) for uri in uris]
+    if distributed.world() > 1:
+        versions = [[dataset.version for dataset in opened]]
+        dist.broadcast_object_list(versions)
+        opened = [Dataset(uri, version=v, columns=columns) for uri, v in zip(uris, versions[0], strict=True)]
+    return tuple(opened)
+
+
+def _make_tokenizer(session: Session, datasets: tuple[Dataset, ...]) -> Tokenizer | None:
+    """The checkpoint's tokenizer, the text model's, or one trained on the captions."""
+    data, text = session.config.data, session.config.model.text
+    if isinstance(text, FeatureText):
+        return None
+    origin = session.checkpoint
+    if origin is None and session.config.model.init:
+        origin = find_checkpoint(session.config.model.init)
+    source = origin / "tokenizer" if origin is not None else text.tokenizer or text.name
+    if source is not None:
+        tokenizer = load_tokenizer(source, max_tokens=data.max_tokens, padding=data.padding)
+    else:
+        assert text.architecture is not None
+        tokenizer = train_tokenizer(
+            [caption for dataset in datasets for caption in _captions(dataset, data.train, TOKENIZER_CAPTIONS_ROWS)],
+            vocab_size=text.architecture.vocab_size,
+            lowercase=text.architecture.lowercase,
+            max_tokens=data.max_tokens,
+            padding=data.padding,
+        )
+    share = truncated_share(tokenizer, _captions(datasets[0], data.train, MEASURED_ROWS))
+    log.info("%.1f %% of the captions are cut at `data.max_tokens: %d`", 100 * share, data.max_tokens)
+    return tokenizer
+
+
+def _captions(dataset: Dataset, where: str | None, num_rows: int) -> list[str]:
+    """The captions of the training rows, or of so many spread over them."""
+    rows = dataset.select(where)
+    if not len(rows):
+        raise DataError(f"`data.train: {where}` chooses no row of `{dataset.uri}`", "`clipkit info` tells its splits")
+    step = -(-len(rows) // num_rows)
+    return [caption for captions in dataset.take_captions(rows[::step]) for caption in captions]
+
+
+def _make_task(session: Session, tokenizer: Tokenizer | None) -> Task:
+    config = session.config
+    if session.checkpoint is not None:  # its weights are loaded later, with the optimizer's state
+        return build_task(config, tokenizer, pretrained=False, saved=session.start.get("architecture"))
+    if config.model.init is None:
+        return build_task(config, tokenizer)
+    origin = find_checkpoint(config.model.init)
+    task = build_task(config, tokenizer, pretrained=False, saved=read_meta(origin).get("architecture"))
+    own_temperature = {name: v for name, v in task.model.state_dict().items() if name.startswith("temperature.")}
+    weights = {name: v for name, v in read_weights(origin).items() if not name.startswith("temperature.")}
+    weights |= own_temperature  # the loss may be another one
+    check_fits(weights, task.model, checkpoint=origin)
+    fill_state(task.model, weights)
+    log.info("starting from the weights of `%s`", origin)
+    return task
+
+
+def _make_strategy(config: Config) -> Strategy:
+    rank, world = distributed.rank(), distributed.world()
+    if world == 1:
+        return Strategy()
+    return Shards(rank=rank, world=world) if config.train.strategy == "fsdp" else Replicas(rank=rank, world=world)
+
+
+def _make_validation(
+    config: Config, dataset: Dataset, tokenizer: Tokenizer | None, spec: ImageSpec
+) -> Validation | None:
+    where = config.data.validation
+    if where is None or config.train.validate_every is None:
+        return None
+    rows = dataset.select(where)
+    if not len(rows):
+        raise DataError(
+            f"`data.validation: {where}` chooses no row of `{dataset.uri}`",
+            "`clipkit info` tells its splits; leave `data.validation` out to train without",
+        )
+    gallery = Gallery(dataset, rows, spec=spec, tokenizer=tokenizer, config=config.data)
+    named = NAMED_SPLIT.match(where)
+    return Validation(gallery, named[1] if named else "validation", config.train.batch_size)
+
+
+def _open_record(session: Session, parts: Parts) -> Record:
+    """Make or take up the run folder on rank 0, and tag the dataset versions that it trains on."""
+    if not distributed.is_main():
+        dist.barrier()
+        return Record(session.run)
+    config, plan = session.config, parts.engine.plan
+    datasets = [{"uri": dataset.uri, "version": dataset.version} for dataset in parts.datasets]
+    facts = {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "clipkit": __version__,
+        "torch": torch.__version__,
+        "datasets": datasets,
+        "num_samples": parts.loader.num_samples,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "threads": parts.threads,
+        "world": distributed.world(),
+    }
+    run = begin(session, facts)
+    if session.run is None:
+        for dataset in parts.datasets:
+            _tag(dataset, config.run.name)
+    elif plan.total_steps != session.facts.get("total_steps"):
+        run.update_facts({"total_steps": plan.total_steps})
+    if distributed.world() > 1:
+        dist.barrier()
+    config_text = dump_config(config)
+
+    def save_extras(folder: Path) -> None:
+        (folder / "config.yaml").write_text(config_text, encoding="utf-8")
+        if parts.tokenizer is not None:
+            parts.tokenizer.save(folder / "tokenizer")
+
+    model = config.model.model_dump(mode="json")
+    trackers = open_trackers(config.train.trackers, run, name=config.run.name, config=config.model_dump(mode="json"))
+    return RunRecord(
+        run,
+        metrics=MetricsLog(run, trackers),
+        writer=CheckpointWriter(run, keep=config.train.keep, save_extras=save_extras),
+        facts={
+            "dataset": datasets[0],
+            "datasets": datasets,
+            "fingerprint": parts.tokenizer.fingerprint if parts.tokenizer is not None else None,
+            "model": f"{_name(model['image'])} and {_name(model['text'])}, {config.model.embedding_dim} dimensions",
+            "clipkit": __version__,
+        },
+        total_steps=plan.total_steps,
+    )
+
+
+def _name(encoder: Mapping[str, Any]) -> str:
+    return str(encoder.get("name") or encoder["kind"])
+
+
+def _tag(dataset: Dataset, name: str) -> None:
+    """Keep the version from being cleaned up; without the right to write it is only warned of."""
+    try:
+        dataset.tag(f"clipkit-{name}-v{dataset.version}")
+    except DataError as error:
+        log.warning("%s; the run trains on version %d without a tag", error.message, dataset.version)
+
+
+def _compare_threads(session: Session, threads: int) -> None:
+    before = session.start.get("threads")
+    if before is not None and before != threads:
+        log.warning(
+            "this run has %d compute threads and had %d before: sums are rounded otherwise, and it goes on equal to "
+            "rounding, not bit for bit; `--set train.threads=%d` keeps to them",
+            threads,
+            before,
+            before,
+        )
+
+
+def _summary(session: Session, parts: Parts, outcome: Outcome) -> dict[str, Any]:
+    plan = parts.engine.plan
+    return {
+        "run": str(session.folder),
+        "name": session.config.run.name,
+        "epochs": plan.epoch(outcome.step),
+        "total_steps": plan.total_steps,
+        "dataset": parts.datasets[0].uri,
+        "dataset_version": parts.datasets[0].version,
+        "precision": parts.engine.precision.name,
+        "threads": parts.threads,
+        **asdict(outcome),
+    }
