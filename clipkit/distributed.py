@@ -87,7 +87,7 @@ def gather_arrays(rows: Tensor) -> list[Tensor]:
     """Every rank's rows (N, ...), whatever their number, without gradient: for evaluation."""
     of = shares(len(rows), even=False, device=rows.device)
     with torch.no_grad():
-        return list(torch.split(gather(rows, of), of.sizes))
+        return list(torch.split(gather(rows, of), list(of.sizes)))
 
 
 class _Gather(Function):
