@@ -1,0 +1,73 @@
+"""A picture of what a model finds: captions, and the images it thinks fit best."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+THUMBNAIL_PX = 120
+GAP_PX = 10
+CAPTION_PX = 300
+FONT_PX = 16
+BACKGROUND, INK, RIGHT, WRONG = "#ffffff", "#222222", "#1a9641", "#cccccc"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image that was found for a caption: its encoded bytes, and whether the caption is its own."""
+
+    data: bytes | memoryview
+    is_right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A caption and the images found for it, the best first."""
+
+    caption: str
+    found: Sequence[Found]
+
+
+def draw_answers(answers: Sequence[Answer]) -> Image.Image:
+    """A row a caption: its text, then the images found; the right one has a green frame."""
+    font = ImageFont.load_default(FONT_PX)
+    num_columns = max(len(answer.found) for answer in answers)
+    row_px = THUMBNAIL_PX + GAP_PX
+    width = CAPTION_PX + 2 * GAP_PX + num_columns * row_px
+    sheet = Image.new("RGB", (width, GAP_PX + len(answers) * row_px), BACKGROUND)
+    canvas = ImageDraw.Draw(sheet)
+    for row, answer in enumerate(answers):
+        top = GAP_PX + row * row_px
+        text = "\n".join(_wrap(answer.caption, canvas, font))
+        canvas.multiline_text((GAP_PX, top), text, fill=INK, font=font)
+        for column, found in enumerate(answer.found):
+            left = CAPTION_PX + 2 * GAP_PX + column * row_px
+            sheet.paste(_thumbnail(found.data), (left, top))
+            frame = (left - 3, top - 3, left + THUMBNAIL_PX + 2, top + THUMBNAIL_PX + 2)
+            canvas.rectangle(frame, outline=RIGHT if found.is_right else WRONG, width=3 if found.is_right else 1)
+    return sheet
+
+
+def _thumbnail(data: bytes | memoryview) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.pad(upright, (THUMBNAIL_PX, THUMBNAIL_PX), color=BACKGROUND)
+    except (UnidentifiedImageError, OSError):
+        return Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX), WRONG)
+
+
+def _wrap(text: str, canvas: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """The text in lines that fit beside the images, the last cut off where there is no room for all."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if canvas.textlength(longer, font=font) <= CAPTION_PX or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    room = THUMBNAIL_PX // (FONT_PX + 5)
+    return lines if len(lines) <= room else [*lines[: room - 1], f"{lines[room - 1]} …"]
