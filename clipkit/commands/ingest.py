@@ -1,0 +1,198 @@
+"""`clipkit ingest`: sources of images and captions into a Lance dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from clipkit.ingestion import MaxRejected, Summary
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(ingest)
+
+
+def ingest(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE… OUT", help="What to read (several are put together), and the dataset to write."
+        ),
+    ],
+    # what is there already
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT by a new version.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add the ids that OUT does not have.")] = False,
+    upsert: Annotated[bool, typer.Option("--upsert", help="Add new ids and replace those that OUT has.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where this command was interrupted.")] = False,
+    retry: Annotated[
+        Path | None,
+        typer.Option(metavar="REJECTED.jsonl", help="Try only these rows again; SOURCE may be left out."),
+    ] = None,
+    # how to read
+    format: Annotated[str | None, typer.Option(help="The sources' format; found by itself when left out.")] = None,
+    image_dir: Annotated[Path | None, typer.Option(help="Where the images are.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="The column with the image: path, bytes or URL.")] = None,
+    caption_column: Annotated[
+        list[str] | None, typer.Option(help="A column with captions; may be given several times.")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="The column with the image's id.")] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="A further column to carry along; several times, or '*' for all.")
+    ] = None,
+    class_template: Annotated[
+        str, typer.Option(help="The caption of an image that has only a class.")
+    ] = "a photo of a {}",
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Let paths lead out of the corpus's folder.")
+    ] = False,
+    # splits
+    split: Annotated[str | None, typer.Option(help="The split of every row.")] = None,
+    split_file: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FILE", help="A split's list of images; several times.")
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="The share that a hash of the id puts into `dev`.")
+    ] = 0.0,
+    test_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="The share that a hash of the id puts into `test`.")
+    ] = 0.0,
+    # images
+    resize: Annotated[int | None, typer.Option(min=1, help="Make images this small, in pixels; never larger.")] = None,
+    resize_mode: Annotated[
+        Literal["shorter", "longer", "squash", "crop"], typer.Option(help="Which side that is.")
+    ] = "shorter",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of resized images.")] = 90,
+    min_size: Annotated[int, typer.Option(min=0, help="Turn away images with a smaller side.")] = 0,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Turn away larger images, undecoded.")] = 200_000_000,
+    verify: Annotated[bool, typer.Option("--verify", help="Decode every image.")] = False,
+    image_storage: Annotated[
+        Literal["auto", "binary", "blob"], typer.Option(help="How images lie in Lance; auto goes by their size.")
+    ] = "auto",
+    # what is turned away
+    dedupe: Annotated[
+        Literal["exact"] | None, typer.Option(help="Drop images whose bytes are there under another id.")
+    ] = None,
+    on_duplicate: Annotated[
+        Literal["error", "first", "merge-captions"], typer.Option(help="An id that occurs twice in the sources.")
+    ] = "error",
+    max_rejected: Annotated[
+        str | None, typer.Option(metavar="N|N%", help="Stop once more rows than this are turned away.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 where a row was turned away.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Take images and captions into a Lance dataset. Rows that cannot be used are listed in `rejected.jsonl`."""
+    from clipkit.errors import RejectedRows
+    from clipkit.ingest import ReadOptions
+    from clipkit.ingest.image import ImageOptions
+    from clipkit.ingestion import IngestOptions, ingest
+
+    *sources, out = paths
+    if not sources and retry is None:
+        raise typer.BadParameter("name at least one source, and the dataset to write after it")
+    if overwrite + append + upsert > 1:
+        raise typer.BadParameter("--overwrite, --append and --upsert exclude each other")
+    if val_fraction + test_fraction > 1:
+        raise typer.BadParameter("--val-fraction and --test-fraction add up to more than 1")
+    options = IngestOptions(
+        read=ReadOptions(
+            format=format,
+            image_dir=image_dir and image_dir.absolute(),
+            allow_outside=allow_outside,
+            image_column=image_column,
+            caption_columns=tuple(caption_column or ()),
+            id_column=id_column,
+            keep=tuple(keep or ()),
+            class_template=class_template,
+            split=split,
+            split_files=dict(_split_file(text) for text in split_file or ()),
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+        ),
+        image=ImageOptions(resize, resize_mode, quality, min_size, max_pixels, verify),
+        mode="overwrite" if overwrite else "append" if append else "upsert" if upsert else "create",
+        resume=resume,
+        storage=image_storage,
+        drop_repeats=dedupe == "exact",
+        on_duplicate=on_duplicate,
+        max_rejected=_max_rejected(max_rejected),
+        retry=retry,
+    )
+    with _Bar() as bar:
+        summary = ingest(sources, out, options, progress=bar)
+    _print_summary(summary, as_json=as_json)
+    if strict and summary.rejected:
+        raise RejectedRows(
+            f"{summary.rejected} rows were turned away (--strict)", f"`{summary.rejected_file}` names each"
+        )
+
+
+def _split_file(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise typer.BadParameter(f"`{text}` is not NAME=FILE, such as train=train.txt")
+    return name, Path(path).absolute()
+
+
+def _max_rejected(text: str | None) -> MaxRejected | None:
+    from clipkit.ingestion import MaxRejected
+
+    try:
+        return None if text is None else MaxRejected.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"`{text}` is neither a number of rows nor a share such as 1%") from error
+
+
+class _Bar:
+    """A tqdm bar of rows, with the megabytes and the rows turned away behind it."""
+
+    def __enter__(self) -> _Bar:
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit=" rows", disable=None)
+        self._rejected = 0
+        self._num_bytes = 0
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def update(self, *, rows: int, rejected: int, num_bytes: int) -> None:
+        self._rejected += rejected
+        self._num_bytes += num_bytes
+        if self._bar.update(rows):  # true when it has redrawn itself
+            self._bar.set_postfix_str(f"{self._num_bytes / 1e6:.0f} MB, {self._rejected} rejected", refresh=False)
+
+
+def _print_summary(summary: Summary, *, as_json: bool) -> None:
+    from clipkit import console
+
+    if as_json:
+        console.print_json(summary.as_json())
+        return
+    counts = summary.counts
+    if summary.already_finished:
+        console.print_result(f"{summary.out} is finished; there is nothing to resume")
+    console.print_result(
+        f"{counts.rows} rows, {counts.captions} captions, {console.format_bytes(counts.bytes)} of images"
+        f" in {summary.seconds:.1f} s -> {summary.out} (version {summary.version}, {summary.total_rows} rows)"
+    )
+    if counts.splits:
+        console.print_result("splits: " + ", ".join(f"{name} {rows}" for name, rows in sorted(counts.splits.items())))
+    passed_over = {
+        "there already": counts.existing,
+        "ids that occur again": counts.duplicates,
+        "images that occur again": counts.repeats,
+    }
+    for reason, number in passed_over.items():
+        if number:
+            console.print_result(f"passed over: {number} ({reason})")
+    if summary.rejected:
+        console.print_result(f"rejected: {summary.rejected}, each named in {summary.rejected_file}")
+        for reason, number in list(summary.reasons.items())[:10]:
+            console.print_result(f"  {number:>6}  {reason}")
+    if not summary.already_finished:
+        console.say(f"next: clipkit info {summary.out}")

@@ -1,0 +1,72 @@
+"""`rejected.jsonl` beside a dataset: every row that was turned away, with where it stands and why.
+
+The datasets of a folder share the file; each line names its dataset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipkit.errors import DataError
+from clipkit.store.locks import is_remote
+from clipkit.store.staging import write_whole
+
+FILE_NAME = "rejected.jsonl"
+Line = Mapping[str, Any]
+
+
+def rejections_path(uri: str) -> Path:
+    """Beside a local dataset; in the working folder for one in an object store."""
+    return Path(FILE_NAME) if is_remote(uri) else Path(uri).absolute().parent / FILE_NAME
+
+
+def record_rejections(uri: str, rejected: Iterable[Line], *, settled: Container[str] | None) -> Path | None:
+    """Write what this ingest turned away; gives the file, or None where nothing is left to tell.
+
+    The dataset's earlier lines go when it was made anew (`settled` is None), else those whose id is settled.
+    """
+    path = rejections_path(uri)
+    name = dataset_name(uri)
+    rejected = list(rejected)
+    if not path.exists() and not rejected:
+        return None
+    again = {line["id"] for line in rejected}
+    kept = [
+        line
+        for line in read_rejections(path)
+        if line.get("dataset") != name
+        or (settled is not None and line.get("id") not in settled and line.get("id") not in again)
+    ]
+    lines = [*kept, *({**line, "dataset": name} for line in rejected)]
+    if lines:
+        write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    else:
+        path.unlink(missing_ok=True)
+    return path if any(line.get("dataset") == name for line in lines) else None
+
+
+def read_rejections(path: Path) -> Iterator[dict[str, Any]]:
+    """The file's lines; none where there is no file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"`{path}` cannot be read: {error}") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"`{path}`, line {number}, is no JSON: {error}") from error
+        if not isinstance(value, dict) or not isinstance(value.get("id"), str):
+            raise DataError(f"`{path}`, line {number}, has no `id`", "it is a `rejected.jsonl` that is wanted here")
+        yield value
+
+
+def dataset_name(uri: str) -> str:
+    return uri.rstrip("/").rpartition("/")[2]

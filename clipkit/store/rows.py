@@ -1,0 +1,111 @@
+"""Rows on their way into a dataset, as batches under a schema that grows with what the corpus brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lance
+import pyarrow as pa
+
+from clipkit.store.schema import ORIENTATION, PRIMARY_KEY, Columns, is_blob
+from clipkit.types import Scalar
+
+TYPES: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+Convert = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An image with its captions, checked and ready to be stored."""
+
+    image_id: str
+    image: bytes | bytearray | memoryview
+    captions: Sequence[str]
+    width: int
+    height: int
+    orientation: int = 1  # EXIF, 1 to 8
+    split: str | None = None
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+def base_schema(columns: Columns, *, image_is_blob: bool) -> pa.Schema:
+    """The columns of every dataset that clipkit makes."""
+    image = lance.blob_field(columns.image) if image_is_blob else pa.field(columns.image, pa.large_binary())
+    return pa.schema(
+        [
+            pa.field(columns.image_id, pa.string(), nullable=False, metadata=PRIMARY_KEY),
+            image,
+            pa.field(columns.captions, pa.list_(pa.string())),
+            pa.field("split", pa.string()),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+        ]
+    )
+
+
+def further_fields(rows: Sequence[Row], names: Sequence[str]) -> list[pa.Field]:
+    """Fields for what these rows carry beside `names`; a value's type is the widest that is needed."""
+    found: dict[str, pa.DataType] = {}
+    for row in rows:
+        for name, value in row.extra.items():
+            if value is not None:
+                data_type = TYPES[type(value)]
+                found[name] = _widest(found.get(name, data_type), data_type)
+    if any(row.orientation != 1 for row in rows):
+        found[ORIENTATION] = pa.int8()
+    return [pa.field(name, data_type) for name, data_type in found.items() if name not in names]
+
+
+def _widest(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    if first == second:
+        return first
+    if {first, second} == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    return pa.string()
+
+
+def to_batch(rows: Sequence[Row], schema: pa.Schema, columns: Columns) -> pa.RecordBatch:
+    """The rows as a batch; a value that does not fit its column's type is null."""
+    values: dict[str, list[Any]] = {
+        columns.image_id: [row.image_id for row in rows],
+        columns.captions: [row.captions for row in rows],
+        "split": [row.split for row in rows],
+        "width": [row.width for row in rows],
+        "height": [row.height for row in rows],
+        ORIENTATION: [row.orientation for row in rows],
+    }
+    arrays = []
+    for field_ in schema:
+        if field_.name == columns.image:
+            arrays.append(_images([row.image for row in rows], field_))
+        elif field_.name in values:
+            arrays.append(pa.array(values[field_.name], field_.type))
+        else:
+            arrays.append(_fitting([row.extra.get(field_.name) for row in rows], field_.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _images(images: Sequence[Any], field_: pa.Field) -> pa.Array:
+    if is_blob(field_):
+        return lance.blob_array([bytes(image) for image in images])
+    return pa.array(images, field_.type)
+
+
+def _fitting(values: Sequence[Scalar], data_type: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, data_type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        convert = str if data_type == pa.string() else _converter(data_type)
+        return pa.array([None if value is None else convert(value) for value in values], data_type)
+
+
+def _converter(data_type: pa.DataType) -> Convert:
+    def convert(value: Scalar) -> Any:
+        try:
+            return pa.scalar(value, data_type).as_py()
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            return None
+
+    return convert
