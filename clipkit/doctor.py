@@ -15,6 +15,7 @@ from clipkit.hardware import usable_cores
 
 # What an optional part (an extra of pyproject.toml) is for.
 PURPOSES = {
+    "heic": "`clipkit ingest` of HEIC images",
     "lora": "`clipkit train` with `model.lora`",
     "test": "`make test`",
     "check": "`make check`",
