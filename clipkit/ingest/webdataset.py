@@ -28,7 +28,10 @@ JSON_SUFFIX = ".json"
 TEXT_SUFFIXES = frozenset((*CAPTION_SUFFIXES, JSON_SUFFIX))
 SUFFIXES = IMAGE_SUFFIXES | TEXT_SUFFIXES
 
+DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error)
+
 Files = dict[str, bytes | None]
+Member = tuple[str, str, tuple[tarfile.TarFile, tarfile.TarInfo] | None]  # the sample's name, the suffix, the entry
 
 
 def detect(source: str) -> bool:
@@ -72,35 +75,32 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _read_shard(shard: Path, options: ReadOptions, skip: int) -> Iterator[Item | None]:
-    """The shard's items, None for each of the first `skip`."""
-    position = 0
+    """The shard's items, None for each of the first `skip`, of which nothing is read."""
+    samples = groupby(_members(shard), key=lambda member: member[0])
+    for position, (name, members) in enumerate(samples):
+        if position < skip:
+            yield None
+            continue
+        place = f"{shard.name}/{name}"
+        try:  # in the order of the tar: going back in a compressed one means starting over
+            files = {suffix: _contents(*entry) for _, suffix, entry in members if entry and suffix in SUFFIXES}
+            yield _item(place, name, files, options)
+        except DAMAGE as error:
+            yield Rejected(name, place, f"the shard is damaged: {error}")
+
+
+def _members(shard: Path) -> Iterator[Member]:
+    """The shard's files; where it cannot be read on, a last one that stands for its rest."""
     try:
         with tarfile.open(shard, "r:*") as tar:
-            for name, files in _samples(tar, skip):
-                position += 1
-                yield None if position <= skip else _item(f"{shard.name}/{name}", name, files, options)
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        place = f"{shard.name}:{position}"
-        yield None if position < skip else Rejected(shard.name, place, f"the shard cannot be read on: {error}")
-
-
-def _samples(tar: tarfile.TarFile, skip: int) -> Iterator[tuple[str, Files]]:
-    """Each sample's name and its files by suffix; nothing is read of the first `skip`."""
-    for position, (name, members) in enumerate(groupby(_members(tar), key=lambda member: member[0])):
-        if position < skip:
-            yield name, {}
-        else:  # in the order of the tar: going back in a compressed one means starting over
-            yield name, {suffix: _contents(tar, entry) for _, suffix, entry in members if suffix in SUFFIXES}
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """The sample's name, the suffix and the tar's entry."""
-    while (entry := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # it would keep all that it has seen
-        folder, slash, base = entry.name.rpartition("/")
-        stem, dot, suffix = base.partition(".")
-        if not entry.isdir() and stem:
-            yield folder + slash + stem, f"{dot}{suffix}".lower(), entry
+            while (entry := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep all that it has seen
+                folder, slash, base = entry.name.rpartition("/")
+                stem, dot, suffix = base.partition(".")
+                if not entry.isdir() and stem:
+                    yield folder + slash + stem, f"{dot}{suffix}".lower(), (tar, entry)
+    except DAMAGE as error:
+        yield f"the rest ({error})", "", None
 
 
 def _contents(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes | None:
