@@ -15,7 +15,7 @@ done)
 .PHONY: help install demo test check clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# //p' Makefile
 
 install: $(INSTALLED)
 

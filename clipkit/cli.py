@@ -6,13 +6,16 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clipkit import __version__, console
 from clipkit.commands import COMMANDS
 from clipkit.errors import ClipkitError
+
+# What typer raises for an unknown option, a missing argument or a bad value: it does not export the base class.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="clipkit",
@@ -33,7 +36,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _clipkit(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     console.start_logging()
 
@@ -47,32 +52,38 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(standalone_mode=False)
-    except ClipkitError as error:
-        if os.environ.get("CLIPKIT_DEBUG") == "1":
-            raise
-        console.print_error(error.message, error.hint)
-        code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         console.say("interrupted")
         code = 130
     except BrokenPipeError:  # the reader of our stdout has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except USAGE_ERROR as error:
+        code = _report_usage(error)
     except Exception as error:
-        if os.environ.get("CLIPKIT_DEBUG") == "1" and not _is_usage_error(error):
+        if os.environ.get("CLIPKIT_DEBUG") == "1":
             raise
         code = _report(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _is_usage_error(error: Exception) -> bool:
-    return hasattr(error, "exit_code") and hasattr(error, "show")
+def _report_usage(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        command = error.ctx.command_path if error.ctx else app.info.name
+        console.print_error(error.format_message(), f"`{command} --help` tells what there is")
+    return 2
 
 
 def _report(error: Exception) -> int:
-    if _is_usage_error(error):  # typer's own: an unknown option, a missing argument
-        error.show()  # type: ignore[attr-defined]
-        return int(error.exit_code)  # type: ignore[attr-defined]
+    if isinstance(error, ClipkitError):
+        console.print_error(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, OSError) and error.strerror:  # a full disk, no permission
+        where = f": `{error.filename}`" if error.filename else ""
+        console.print_error(f"{error.strerror}{where}", "CLIPKIT_DEBUG=1 shows where it happened")
+        return 1
     console.print_error(
         f"{type(error).__name__}: {error}",
         "this is a defect in clipkit: run again with CLIPKIT_DEBUG=1 for the traceback, and report it",
