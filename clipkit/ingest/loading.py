@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
+from clipkit.ingest.fetch import fetch_urls
 from clipkit.ingest.image import BadImage, ImageOptions, PreparedImage, prepare
 from clipkit.ingest.source import Item, Rejected
 from clipkit.types import Record
@@ -66,6 +67,7 @@ def load_images(
 ) -> Iterator[Loaded]:
     """Each item once, in order; ends early once `stopped` says so."""
     loader = _Loader(options, guard, digests)
+    items = fetch_urls(items, wanted=wanted, stopped=stopped)
     window = _Window()
     pending: deque[tuple[int, Future[list[Loaded]]]] = deque()
     num_pending = 0
@@ -150,7 +152,7 @@ class _Loader:
             data = read_file(record.image)
             self.guard.saw(record.image)
             return data
-        raise DataError(f"`{record.image.address}`: images by URL")
+        raise AssertionError("URLs are fetched before images are loaded")
 
 
 def content_digest(data: bytes | memoryview) -> str:

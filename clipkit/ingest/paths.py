@@ -43,11 +43,11 @@ class Root:
 
     def locate(self, name: str) -> Path | Url:
         """The file or the address that a name means: a path, or a `file:`, `http:` or `https:` URL."""
-        scheme = name[:8].partition("://")[0].lower()
-        if scheme in ("http", "https"):
+        scheme = name[:8].partition(":")[0].lower()
+        if scheme in ("http", "https") and "://" in name[:8]:
             return Url(name)
-        if scheme == "file" or name.startswith("file:"):
-            return self.resolve(unquote(urlsplit(name).path))
+        if scheme == "file":
+            return self.resolve(_path_of_file_url(name))
         if "://" in name[:12]:
             raise BadPath(f"`{name.partition('://')[0]}:` URLs are not fetched; file:, http: and https: are")
         return self.resolve(name)
@@ -63,6 +63,13 @@ class Root:
 
     def _is_below(self, real: str) -> bool:
         return real == self.folder or real.startswith(self.folder.rstrip(os.sep) + os.sep)
+
+
+def _path_of_file_url(address: str) -> str:
+    try:
+        return unquote(urlsplit(address).path)
+    except ValueError as error:
+        raise BadPath(f"no URL that can be read: {error}") from error
 
 
 def is_image_name(name: str) -> bool:
