@@ -51,7 +51,7 @@ def main() -> None:
     """Run one command and exit: 0 done, 1 a reported error, 2 wrong usage, 3 rows rejected, 130, 143."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="clipkit", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         console.say("interrupted")
         code = 130

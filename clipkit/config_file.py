@@ -36,6 +36,7 @@ EXPECTED = {
     "tuple_type": "a list",
     "dict_type": "a section with keys",
     "model_type": "a section with keys",
+    "model_attributes_type": "a section with keys",
 }
 BOUNDS = {
     "greater_than": ("gt", "more than"),

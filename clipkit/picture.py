@@ -1,4 +1,7 @@
-"""A picture of what a model finds: captions, and the images it thinks fit best."""
+"""A picture of what a model finds: captions, and the images it thinks fit best.
+
+Shapes: N images, M captions, D the embedding.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
+from clipkit.store import Dataset, Rows
+
+NUM_ANSWERS, NUM_FOUND = 5, 5
 THUMBNAIL_PX = 120
 GAP_PX = 10
 CAPTION_PX = 300
@@ -29,6 +37,18 @@ class Answer:
 
     caption: str
     found: Sequence[Found]
+
+
+def find_answers(dataset: Dataset, rows: Rows, *, image_ND: Tensor, text_MD: Tensor, owner_M: Tensor) -> list[Answer]:
+    """The first captions of images spread over the rows, each with the images nearest to it."""
+    answers = []
+    for position in np.unique(np.linspace(0, len(rows) - 1, NUM_ANSWERS).round().astype(int)).tolist():
+        text_D = text_MD[int((owner_M == position).nonzero()[0])]
+        best = (image_ND @ text_D).topk(min(NUM_FOUND, len(rows))).indices.tolist()
+        images = dataset.take_images(rows[best])
+        found = [Found(data, is_right=index == position) for index, data in zip(best, images, strict=True)]
+        answers.append(Answer(dataset.take_captions(rows[[position]])[0][0], found))
+    return answers
 
 
 def draw_answers(answers: Sequence[Answer]) -> Image.Image:

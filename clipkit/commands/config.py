@@ -25,7 +25,7 @@ def config(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List every key of a training config, or print a config file with all defaults filled in."""
+    """List every key of a config, or print a config file in full."""
     from dataclasses import asdict
 
     from clipkit import console

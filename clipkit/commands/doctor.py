@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Tell what is installed, which devices and cores there are, and what is missing for which command."""
+    """Tell what is installed, what there is to compute on, what is missing."""
     from dataclasses import asdict
 
     from clipkit import console

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Make a sample corpus.", no_args_is_help=True)
+app = typer.Typer(help="Make a sample corpus to try clipkit on.", no_args_is_help=True)
 
 
 def register(parent: typer.Typer) -> None:

@@ -1,0 +1,149 @@
+"""The walls of the house, read from the imports: layers, no cycles, and who may print."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "clipkit"
+# A unit is a module or a package directly under clipkit. It imports from lower layers, or from itself; the lowest and
+# the highest layer are each one house.
+LAYERS = {
+    0: {"__init__", "errors", "types", "config", "config_file", "config_reference", "yaml_source", "hardware"},
+    1: {"ingest", "store", "runs", "metrics", "distributed", "hub"},
+    2: {"data", "models", "losses"},
+    3: {"tasks", "train", "encoder", "picture"},
+    4: {
+        "ingestion",
+        "training",
+        "evaluate",
+        "bench",
+        "sample",
+        "show",
+        "corpus_export",
+        "info",
+        "doctor",
+        "pixel_cache",
+    },
+    5: {"console", "cli", "commands", "__main__"},
+}
+LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
+MAX_MODULE_LINES = 350
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 8
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str
+    path: Path
+    tree: ast.Module
+
+    @property
+    def unit(self) -> str:
+        return self.name.split(".")[1] if "." in self.name else "__init__"
+
+    def imports(self) -> Iterator[tuple[str, bool]]:
+        """Names of clipkit's modules that this one imports, and whether only for the type checker."""
+        typing_only = {
+            id(node)
+            for block in ast.walk(self.tree)
+            if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+            for node in ast.walk(block)
+        }
+        for node in ast.walk(self.tree):
+            for name in _imported(node):
+                if name.split(".")[0] == "clipkit":
+                    yield name, id(node) in typing_only
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        below = [f"{node.module}.{alias.name}" for alias in node.names]
+        modules = [name for name in below if name in MODULE_NAMES]
+        return [*modules, *([node.module] if len(modules) < len(below) else [])]
+    return []
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULE_NAMES = _modules()
+MODULES = [Module(name, path, ast.parse(path.read_text())) for name, path in MODULE_NAMES.items()]
+each_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+
+
+def functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@each_module
+def test_a_module_imports_only_from_lower_layers(module: Module) -> None:
+    assert module.unit in LAYER_OF, f"give `{module.unit}` a layer"
+    for name, _ in module.imports():
+        unit = name.split(".")[1] if "." in name else "__init__"
+        own, other = LAYER_OF[module.unit], LAYER_OF[unit]
+        assert other < own or unit == module.unit or own == other in (0, 5), f"{module.name} imports {name}"
+
+
+def test_there_are_no_cycles() -> None:
+    graph = {
+        module.name: {name for name, typing_only in module.imports() if not typing_only} - {module.name}
+        for module in MODULES
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@each_module
+def test_only_the_console_prints(module: Module) -> None:
+    if module.unit == "console":
+        return
+    for node in ast.walk(module.tree):
+        text = ast.unparse(node) if isinstance(node, ast.Call) else ""
+        assert not text.startswith(("print(", "sys.stdout.write", "sys.stderr.write")), f"{module.name}: {text}"
+
+
+@each_module
+def test_modules_and_functions_are_short(module: Module) -> None:
+    assert len(module.path.read_text().splitlines()) <= MAX_MODULE_LINES
+    for function in functions(module):
+        lines = (function.end_lineno or 0) - function.body[0].lineno + 1
+        assert lines <= MAX_FUNCTION_LINES, f"{function.name} has {lines} lines"
+        parameters = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        count = sum(parameter.arg not in ("self", "cls") for parameter in parameters)
+        is_command = module.unit == "commands"  # its parameters are the flags of the command line
+        assert is_command or count <= MAX_PARAMETERS, f"{function.name} has {count} parameters"
+
+
+@each_module
+def test_a_module_says_what_it_is(module: Module) -> None:
+    if module.name != "clipkit.__main__":
+        assert ast.get_docstring(module.tree)
+
+
+@each_module
+def test_nothing_is_unpickled(module: Module) -> None:
+    """What clipkit reads is tensors and JSON; `torch.load` only with `weights_only=True`."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call):
+            text = ast.unparse(node)
+            if text.startswith("torch.load("):
+                assert "weights_only=True" in text
+            assert not text.startswith(("pickle.load", "yaml.load(", "yaml.unsafe_load"))
