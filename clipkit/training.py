@@ -20,12 +20,13 @@ from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.tokenizer import load_tokenizer, train_tokenizer, truncated_share
 from clipkit.errors import DataError
+from clipkit.models import load_matching
 from clipkit.runs import find_checkpoint, read_meta
 from clipkit.store import Columns, Dataset
 from clipkit.tasks import build_task
-from clipkit.train.checkpoint import CheckpointWriter, check_fits, read_weights
+from clipkit.train.checkpoint import CheckpointWriter, read_weights
 from clipkit.train.engine import Engine
-from clipkit.train.parallel import Replicas, Shards, Strategy, fill_state
+from clipkit.train.parallel import Replicas, Shards, Strategy
 from clipkit.train.plan import make_plan
 from clipkit.train.process import process_group, set_kernels, set_threads
 from clipkit.train.record import Record, RunRecord
@@ -224,11 +225,7 @@ def _make_task(session: Session, tokenizer: Tokenizer | None) -> Task:
         return build_task(config, tokenizer)
     origin = find_checkpoint(config.model.init)
     task = build_task(config, tokenizer, pretrained=False, saved=read_meta(origin).get("architecture"))
-    own_temperature = {name: v for name, v in task.model.state_dict().items() if name.startswith("temperature.")}
-    weights = {name: v for name, v in read_weights(origin).items() if not name.startswith("temperature.")}
-    weights |= own_temperature  # the loss may be another one
-    check_fits(weights, task.model, checkpoint=origin)
-    fill_state(task.model, weights)
+    load_matching(task.model, read_weights(origin), source=str(origin))
     log.info("starting from the weights of `%s`", origin)
     return task
 

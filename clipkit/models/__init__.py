@@ -1,7 +1,6 @@
 """Image encoders (timm), text encoders (transformers), projection heads and the dual encoder made of them."""
 
 from clipkit.models.dual import DualEncoder, build_model
-from clipkit.models.layers import layer_ids
 from clipkit.models.weights import load_matching
 
-__all__ = ["DualEncoder", "build_model", "layer_ids", "load_matching"]
+__all__ = ["DualEncoder", "build_model", "load_matching"]

@@ -20,9 +20,8 @@ from clipkit.errors import ModelError, first_line
 from clipkit.types import Tokenizer, Tokens
 
 OFFLINE_HINT = (
-    "without a network point `model.text.name` at a local folder (config.json, model.safetensors, tokenizer files; "
-    "with `pretrained: false` the weights may be missing), or leave `name` out and train from scratch with "
-    "`model.text.architecture`"
+    "without a network point `model.text.name` at a local folder with the model's files (with `pretrained: false` its "
+    "`config.json` and tokenizer are enough), or leave it out and train from scratch with `model.text.architecture`"
 )
 
 
