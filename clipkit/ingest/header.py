@@ -20,7 +20,7 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """Size as stored, that is before the EXIF `orientation` (1 to 8) is applied."""
+    """Size as decoders give it, that is before the EXIF `orientation` (1 to 8) is applied."""
 
     format: str
     width: int
@@ -202,9 +202,10 @@ def _parse_tiff(data: Data) -> ImageInfo:
     for offset, count in zip(tags.get("offsets", []), tags.get("counts", []), strict=False):
         if offset + count > len(data):
             raise BadImage("truncated: the TIFF's pixels lie beyond the end of the file")
-    is_cmyk = tags.get("photometric") == [5]
-    has_alpha = "extra_samples" in tags
-    return ImageInfo("tiff", tags["width"][0], tags["height"][0], _orientation_of(tags), has_alpha, is_cmyk)
+    width, height = tags["width"][0], tags["height"][0]
+    if _orientation_of(tags) >= 5:  # every decoder turns a TIFF upright by itself
+        width, height = height, width
+    return ImageInfo("tiff", width, height, has_alpha="extra_samples" in tags, is_cmyk=tags.get("photometric") == [5])
 
 
 def _tiff_tags(data: Data) -> dict[str, list[int]]:

@@ -91,7 +91,7 @@ def target_size(width: int, height: int, options: ImageOptions) -> tuple[tuple[i
 
 
 def decode(data: Data, info: ImageInfo, *, at_least: tuple[int, int] = (0, 0)) -> Pixels:
-    """8-bit colours as stored (orientation not applied), alpha on white; raises BadImage.
+    """8-bit colours, alpha on white, EXIF orientation not applied; raises BadImage.
 
     A JPEG is decoded at a half, quarter or eighth where that is still twice `at_least` (width, height): the
     last halving is left to a filter that averages, as after a full decode.
@@ -103,7 +103,7 @@ def decode(data: Data, info: ImageInfo, *, at_least: tuple[int, int] = (0, 0)) -
         flags = _reduced_flag(min(info.width / at_least[0], info.height / at_least[1]))
     try:
         pixels = None
-        if not info.is_cmyk and info.format not in ("gif", "heic"):
+        if not _is_for_pillow(info):
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise BadImage(f"cannot be decoded: {error.err}") from error
@@ -114,8 +114,12 @@ def _reduced_flag(factor: float) -> int:
     return next((flag for divisor, flag in REDUCED_FLAGS.items() if factor >= 2 * divisor), int(cv2.IMREAD_COLOR))
 
 
+def _is_for_pillow(info: ImageInfo) -> bool:
+    """What OpenCV does not read, or reads otherwise: a GIF's transparency, a TIFF's premultiplied."""
+    return info.is_cmyk or info.format in ("gif", "heic") or (info.format == "tiff" and info.has_alpha)
+
+
 def _decode_with_pillow(data: Data, info: ImageInfo) -> Pixels:
-    """What OpenCV does not read (CMYK, HEIC) or reads otherwise (a GIF's first frame)."""
     from PIL import Image, UnidentifiedImageError
 
     if info.format == "heic":
