@@ -20,6 +20,7 @@ from clipkit import encoder, metrics
 from clipkit.config import Config, DataConfig
 from clipkit.data.gallery import Gallery
 from clipkit.errors import DataError
+from clipkit.picture import find_answers, save_picture
 from clipkit.store import Columns, Dataset, Rows
 from clipkit.tasks.retrieval import embed_gallery
 
@@ -48,9 +49,13 @@ def evaluate(
     where: str | None = None,
     checkpoint: str = "best",
     device: str = "auto",
+    picture: Path | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Measure retrieval both ways; `progress` is told how many of all images and captions are encoded."""
+    """Measure retrieval both ways, and draw what is found for some captions into the file `picture`.
+
+    `progress` is told how many of all images and captions are encoded.
+    """
     model = encoder.load(run, checkpoint=checkpoint, device=device)
     dataset = Dataset(uri, columns=_columns(model.config.data))
     chosen = select(dataset, model.config.data, split=split, where=where)
@@ -66,6 +71,8 @@ def evaluate(
         raise DataError(f"the chosen rows of `{uri}` have no captions", "choose others with `--split` or `--where`")
     image_ND, text_MD = _embed(model, gallery, progress)
     owner_M = torch.from_numpy(gallery.caption_to_image).to(image_ND.device)
+    if picture is not None:
+        save_picture(picture, find_answers(dataset, gallery.rows, image_ND=image_ND, text_MD=text_MD, owner_M=owner_M))
     return {
         "run": str(run),
         "checkpoint": str(model.checkpoint),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
@@ -49,6 +50,12 @@ def find_answers(dataset: Dataset, rows: Rows, *, image_ND: Tensor, text_MD: Ten
         found = [Found(data, is_right=index == position) for index, data in zip(best, images, strict=True)]
         answers.append(Answer(dataset.take_captions(rows[[position]])[0][0], found))
     return answers
+
+
+def save_picture(path: Path, answers: Sequence[Answer]) -> None:
+    """Write the drawing, in the format that the file's name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_answers(answers).save(path)
 
 
 def draw_answers(answers: Sequence[Answer]) -> Image.Image:

@@ -10,6 +10,7 @@ import typer
 
 from clipkit import console
 
+PICTURE_ENDINGS = (".png", ".jpg")
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 
 
@@ -26,9 +27,14 @@ def evaluate(
     where: Annotated[str | None, typer.Option(metavar="SQL", help="Rows of it: SQL over the columns.")] = None,
     checkpoint: Annotated[str, typer.Option(metavar="best|last|STEP", help="Which checkpoint of the run.")] = "best",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw what is found for five of the captions.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure a run's retrieval on a dataset, both ways."""
+    if picture is not None and picture.suffix.lower() not in PICTURE_ENDINGS:
+        raise typer.BadParameter(f"`{picture}` must end in {' or '.join(PICTURE_ENDINGS)}", param_hint="--picture")
     from tqdm import tqdm
 
     from clipkit import evaluate as workflow
@@ -40,12 +46,21 @@ def evaluate(
             bar.update(done - bar.n)
 
         report = workflow.evaluate(
-            run, dataset, split=split, where=where, checkpoint=checkpoint, device=device, progress=advance
+            run,
+            dataset,
+            split=split,
+            where=where,
+            checkpoint=checkpoint,
+            device=device,
+            picture=picture,
+            progress=advance,
         )
     if as_json:
         console.print_json(report)
     else:
         _print_report(report)
+    if picture is not None:
+        console.say(f"five captions and the images found for each: {picture}")
 
 
 def _print_report(report: Mapping[str, Any]) -> None:
