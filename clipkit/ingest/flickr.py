@@ -53,13 +53,13 @@ def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
 
 def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
     file = _find_captions(source)
+    label = file.name
     groups = Groups()
     for number, name, caption in parse_captions(file):
-        place = f"{file.name}:{number}"
         if not name:
-            yield Rejected(caption[:80], place, "the line has no image and caption")
+            yield Rejected(caption[:80], f"{label}:{number}", "the line has no image and caption")
         elif not is_unicode(caption) or not is_unicode(name):
-            yield Rejected(printable(name), place, NOT_UTF8)
+            yield Rejected(printable(name), f"{label}:{number}", NOT_UTF8)
         else:
             groups.add(name, number, (caption,) if caption else ())
     base = source if source.is_dir() else file.parent
@@ -68,7 +68,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
     split_of = read_split_lists(split_lists_in(file.parent))
     attributes = Attributes(file.parent / ATTRIBUTES_FILE)
     for group in groups:
-        place = f"{file.name}:{group.first}"
+        place = f"{label}:{group.first}"
         try:
             image = root.resolve(group.key)
         except BadPath as error:
@@ -126,6 +126,9 @@ def _whole_rows(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     waiting: deque[tuple[int, str]] = deque()
     while (item := waiting.popleft() if waiting else next(lines, None)) is not None:
         number, line = item
+        if '"' not in line:
+            yield item
+            continue
         opens = line.count('"') % 2 == 1 and '"' in (line.strip()[:1], line.partition(",")[2].strip()[:1])
         while opens and (following := next(lines, None)) is not None:
             if FIRST_LINE.match(following[1]):  # a stray quote, and the next image already

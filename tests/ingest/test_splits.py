@@ -56,7 +56,7 @@ def test_given_lists_replace_those_found(corpus: Path, tmp_path: Path) -> None:
 def test_a_name_in_two_lists(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text("1.jpg\n")
-    with pytest.raises(DataError, match=r"`1.jpg` is in the lists of two splits, a and b"):
+    with pytest.raises(DataError, match=r"`1.jpg` stands in the lists of two splits, a and b"):
         read_split_lists({"a": tmp_path / "a", "b": tmp_path / "b"})
     with pytest.raises(DataError, match="cannot be read"):
         read_split_lists({"a": tmp_path / "gone"})
