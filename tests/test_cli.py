@@ -111,6 +111,20 @@ class TestErrors:
         assert done.returncode == 2
         assert "Commands:" in done.stdout + done.stderr
 
+    def test_a_config_is_checked_before_anything_heavy_is_imported(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.yaml"
+        path.write_text("foo: 1")
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "clipkit", "train", "--config", path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "x.yaml:1: foo: unknown key" in done.stderr
+        imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+        assert imported & {"torch", "numpy", "pyarrow", "lance", "cv2", "transformers", "timm"} == set()
+
     def test_a_config_with_problems(self, run_cli: RunCli, tmp_path: Path) -> None:
         path = tmp_path / "x.yaml"
         path.write_text("data: {dataset: a.lance}\nmodle: {}\n")
@@ -142,6 +156,14 @@ class TestOutput:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=60) == 1
+
+    def test_names_that_are_no_text_are_printed_all_the_same(self, run_cli: RunCli, tmp_path: Path) -> None:
+        name = os.fsdecode(b"caf\xe9")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "note.txt").touch()
+        done = run_cli("sample", "shapes", tmp_path / name)
+        assert done.returncode == 1
+        assert "caf\\udce9` exists" in done.stderr
 
 
 class TestSignals:
