@@ -17,8 +17,9 @@ from clipkit.ingest import detect
 from clipkit.ingestion.options import IMAGE_OPTIONS, READ_OPTIONS, IngestOptions, describe, fingerprint
 from clipkit.ingestion.summary import Summary
 from clipkit.store import commit
+from clipkit.store.provenance import provenances
 from clipkit.store.rejections import dataset_name, read_rejections, rejections_path
-from clipkit.store.schema import PROVENANCE_KEY, Columns, is_blob
+from clipkit.store.schema import Columns, is_blob
 from clipkit.store.shards import discard
 from clipkit.store.staging import Counts, Kind, Plan, Staging
 
@@ -108,23 +109,6 @@ def _check_same(out: str, plan: Plan, mark: str, description: Mapping[str, Any])
 def _find_ingest(out: str, mark: str) -> Mapping[str, Any] | None:
     """The provenance in the newest version of the ingest with this fingerprint."""
     return next((found for found in provenances(out) if found.get("fingerprint") == mark), None)
-
-
-def provenances(out: str) -> list[Mapping[str, Any]]:
-    """What the dataset knows about the ingests that made it, the newest first."""
-    dataset = lance.dataset(out)
-    found = []
-    for version in sorted((v["version"] for v in dataset.versions()), reverse=True):
-        try:
-            properties = dataset.read_transaction(version).transaction_properties or {}
-        except (ValueError, OSError):  # cleaned up
-            continue
-        if PROVENANCE_KEY in properties:
-            found.append(json.loads(properties[PROVENANCE_KEY]))
-    first = (dataset.schema.metadata or {}).get(PROVENANCE_KEY.encode())
-    if first:
-        found.append(json.loads(first))
-    return found
 
 
 def _summary_of(out: str, provenance: Mapping[str, Any]) -> Summary:
