@@ -19,7 +19,7 @@ class TimmImage(Section):
     weights: str | None = None
     """A local file of weights for this model (`.safetensors`, or a `.pth` of plain tensors)."""
     global_pool: str | None = None
-    """timm's pooling: avg, max, token, map …; the model's own when left out."""
+    """timm's pooling: avg, max, token, map …; `none` keeps every position, flattened; the model's own when left out."""
     num_classes: CountOrZero = 0
     """Keep timm's classifier with so many outputs as the feature; 0 takes the pooled feature."""
     drop_rate: Dropout = 0.0

@@ -69,7 +69,7 @@ def build_text_encoder(
     model = _encoder_part(model)
     _check_fits(model.config, tokenizer, name=config.name or "architecture")
     if config.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return TextEncoder(model, pooling=config.pooling)
 
 
@@ -125,7 +125,7 @@ def _load(name: str, *, pretrained: bool) -> Any:
 
 def _encoder_part(model: Any) -> Any:
     """The part that reads: of an encoder-decoder its encoder, and without a pooler that nothing would train."""
-    if model.config.is_encoder_decoder:
+    if hasattr(model, "encoder") and hasattr(model, "decoder"):
         model = model.get_encoder()
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
