@@ -4,6 +4,6 @@ from collections.abc import Callable
 
 import typer
 
-from clipkit.commands import config, doctor, ingest, sample, train
+from clipkit.commands import config, doctor, info, ingest, sample, train
 
-COMMANDS: tuple[Callable[[typer.Typer], None], ...] = (ingest.register, train.register, sample.register, config.register, doctor.register)
+COMMANDS: tuple[Callable[[typer.Typer], None], ...] = (ingest.register, train.register, sample.register, config.register, doctor.register, info.register)

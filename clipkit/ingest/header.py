@@ -34,6 +34,8 @@ def parse_header(data: Data) -> ImageInfo:
     """Raises BadImage for what is empty, cut short, or no image."""
     if not len(data):
         raise BadImage("empty file")
+    if isinstance(data, memoryview):
+        data = data.cast("B")  # Arrow's are of signed bytes
     head = bytes(data[:16])
     for matches, parse in PARSERS:
         if matches(head):

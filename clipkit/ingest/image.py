@@ -14,7 +14,7 @@ import numpy as np
 
 from clipkit.ingest.header import BadImage, Data, ImageInfo, parse_header
 
-__all__ = ["BadImage", "ImageInfo", "ImageOptions", "PreparedImage", "check", "decode", "prepare"]
+__all__ = ["BadImage", "ImageInfo", "ImageOptions", "PreparedImage", "check", "decode", "decode_upright", "prepare"]
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), in OpenCV's order of colours: blue, green, red
 ResizeMode = Literal["shorter", "longer", "squash", "crop"]
@@ -112,6 +112,12 @@ def decode(data: Data, info: ImageInfo, *, at_least: tuple[int, int] = (0, 0)) -
 
 def _reduced_flag(factor: float) -> int:
     return next((flag for divisor, flag in REDUCED_FLAGS.items() if factor >= 2 * divisor), int(cv2.IMREAD_COLOR))
+
+
+def decode_upright(data: Data, *, at_least: tuple[int, int] = (0, 0)) -> Pixels:
+    """The image as it is looked at: decoded, with its EXIF orientation applied; raises BadImage."""
+    info = parse_header(data)
+    return _turn(decode(data, info, at_least=at_least), info.orientation)
 
 
 def _is_for_pillow(info: ImageInfo) -> bool:

@@ -1,0 +1,113 @@
+"""`clipkit info`: what is in a dataset, and what stands in two of its splits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from clipkit.info import Info, Spread
+    from clipkit.leaks import Leaks
+
+NUM_SHOWN = 10
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(info)
+
+
+def info(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path or URI of the Lance dataset.")],
+    version: Annotated[str | None, typer.Option(help="A version's number or tag; the newest when left out.")] = None,
+    leaks: Annotated[
+        bool, typer.Option("--leaks", help="Look for images that stand in two splits, the same or nearly so.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Tell a dataset's rows, splits, columns, captions, images, origin and versions."""
+    from clipkit import console
+    from clipkit.info import describe
+
+    at = int(version) if version is not None and version.isdigit() else version
+    found = describe(dataset, version=at)
+    leaked = _find_leaks(dataset, at, found.rows) if leaks else None
+    if as_json:
+        console.print_json({**found.as_json(), **({"leaks": leaked.as_json()} if leaked else {})})
+        return
+    console.print_result("\n\n".join(_sections(found)))
+    if leaked:
+        console.print_result("\n" + _leaks(leaked))
+
+
+def _find_leaks(dataset: str, version: int | str | None, num_rows: int) -> Leaks:
+    from tqdm import tqdm
+
+    from clipkit.leaks import find_leaks
+
+    with tqdm(total=num_rows, unit=" images", desc="comparing", disable=None) as bar:
+        return find_leaks(dataset, version=version, progress=lambda number: bar.update(number))
+
+
+def _sections(found: Info) -> list[str]:
+    from clipkit.console import format_bytes, format_table
+
+    splits = ", ".join(f"{name} {rows}" for name, rows in found.splits.items()) or "none"
+    if found.num_without_split and found.splits:
+        splits += f", without {found.num_without_split}"
+    images = found.images
+    formats = ", ".join(f"{name} {number}" for name, number in images.formats.items())
+    spreads: list[tuple[str, Spread | None]] = [
+        ("captions an image", found.captions_per_image),
+        ("words a caption", found.caption_words),
+        ("characters a caption", found.caption_chars),
+        ("image width, px", images.width),
+        ("image height, px", images.height),
+        ("image bytes, sampled", images.bytes),
+    ]
+    head = [
+        f"{found.dataset}, version {found.version}: {found.rows} rows, {found.captions} captions, "
+        f"{format_bytes(found.total_bytes)}",
+        f"splits: {splits}",
+        f"images: {images.storage} column; of {images.num_sampled} looked at: {formats or 'none'}"
+        + (f"; {images.num_rotated} turned by EXIF when read" if images.num_rotated else ""),
+        f"files: {found.num_fragments} fragments, storage version {found.storage_version}"
+        + (f", indices {', '.join(found.indices)}" if found.indices else ""),
+    ]
+    numbers = [
+        (name, *(f"{value:g}" for value in (s.min, s.median, s.mean, s.max))) for name, s in spreads if s is not None
+    ]
+    versions = [(v.version, v.created, v.rows, ", ".join(v.tags)) for v in found.versions[-NUM_SHOWN:]]
+    return [
+        "\n".join(head),
+        format_table(("column", "type"), [(column.name, column.type) for column in found.columns]),
+        format_table(("", "min", "median", "mean", "max"), numbers),
+        format_table(("version", "created", "rows", "tags"), versions),
+        "\n".join(["where it came from:", *map(_origin, found.provenance or [{}])]),
+        f"read an image with plain Lance:\n{images.how_to_read}",
+    ]
+
+
+def _origin(provenance: Any) -> str:
+    if not provenance:
+        return "  it does not say"
+    sources = ", ".join(provenance.get("sources", []))
+    formats = ", ".join(provenance.get("formats", []))
+    return (
+        f"  {provenance.get('created', '')}  {sources} ({formats}): {provenance.get('rows')} rows, "
+        f"{provenance.get('rejected')} rejected, by clipkit {provenance.get('clipkit')}"
+    )
+
+
+def _leaks(leaks: Leaks) -> str:
+    lines = [f"leaks: {len(leaks.exact)} images stand in two splits, {len(leaks.near)} pairs of splits look alike"]
+    for members in leaks.exact[:NUM_SHOWN]:
+        lines.append("  same   " + " = ".join(f"{member.image_id} ({member.split})" for member in members))
+    for near in leaks.near[:NUM_SHOWN]:
+        pair = " ~ ".join(f"{member.image_id} ({member.split})" for member in near.images)
+        lines.append(f"  alike  {pair}, {near.distance} of 64 bits apart")
+    if max(len(leaks.exact), len(leaks.near)) > NUM_SHOWN:
+        lines.append("  … all of them with --json")
+    if leaks.num_unreadable:
+        lines.append(f"  {leaks.num_unreadable} images could not be decoded and were not compared")
+    return "\n".join(lines)
