@@ -145,7 +145,7 @@ def build_parts(session: Session, device: torch.device) -> Parts:
         seed=config.run.seed,
         rank=distributed.rank(),
         world=distributed.world(),
-        version=datasets[0].version if config.data.dataset else None,
+        datasets=datasets,
     )
     plan = make_plan(config.train, config.optim, steps_per_epoch=loader.steps_per_epoch)
     if plan.total_steps is None and session.facts.get("total_steps"):

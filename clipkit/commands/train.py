@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,11 @@ import typer
 from clipkit import console
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from clipkit.train.trainer import Progress
+
+log = logging.getLogger("clipkit.train")
 
 
 def register(app: typer.Typer) -> None:
@@ -113,16 +118,13 @@ class Bar:
     """A tqdm bar with loss, learning rates, samples a second and the share of waiting for data."""
 
     def __init__(self, name: str, step: int) -> None:
-        import sys
-
-        from tqdm import tqdm
-
-        interval_s = 0.5 if sys.stderr.isatty() else 10.0
-        self._bar: tqdm[Any] = tqdm(
-            desc=name, initial=step, unit="step", mininterval=interval_s, dynamic_ncols=True, delay=1e-9
-        )
+        self._name = name
+        self._start = step
+        self._bar: tqdm[Any] | None = None  # drawn with the first step: a bar at rest would only be in the way
 
     def update(self, step: int, total: int | None, fields: Mapping[str, Any]) -> None:
+        if self._bar is None:
+            self._bar = self._open()
         self._bar.total = total
         rates = " ".join(f"{_short(group)} {rate:.1e}" for group, rate in fields["lr"].items())
         self._bar.set_postfix_str(
@@ -132,17 +134,25 @@ class Bar:
         )
         self._bar.update(step - self._bar.n)
 
+    def _open(self) -> tqdm[Any]:
+        import sys
+
+        from tqdm import tqdm
+
+        interval_s = 0.5 if sys.stderr.isatty() else 10.0
+        return tqdm(desc=self._name, initial=self._start, unit="step", mininterval=interval_s, dynamic_ncols=True)
+
     def validation(self, line: Mapping[str, Any]) -> None:
         shown = ", ".join(
             f"{direction.replace('_', ' ')} recall@10 {line[direction]['recall@10']:.3f}"
             for direction in ("text_to_image", "image_to_text")
             if "recall@10" in line.get(direction, {})
         )
-        self._bar.write(f"step {line['step']}, {line['split']}: {shown}", file=self._bar.fp)
+        log.info("step %d, %s: %s", line["step"], line["split"], shown)
 
     def close(self) -> None:
-        self._bar.refresh()
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _short(group: str) -> str:

@@ -85,6 +85,15 @@ class Dataset:
         values = self.lance.take(rows, columns=[name]).column(0)
         return [view for chunk in values.chunks for view in binary_views(chunk)]
 
+    def take_vectors(self, rows: Rows | Sequence[int], column: str) -> np.ndarray:
+        """(B, F) values of a column of fixed-size lists, in the order asked for; read-only where nothing is copied."""
+        values = self.take(rows, [column]).column(0)
+        parts = [
+            chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), values.type.list_size)
+            for chunk in values.chunks
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
     def take_captions(self, rows: Rows | Sequence[int]) -> list[list[str]]:
         """The rows' captions, in the order asked for; a string column is a list of one."""
         return as_captions(self.take(rows, [self.columns.captions]).column(0))
@@ -102,7 +111,7 @@ def binary_views(array: pa.Array) -> list[memoryview]:
     _, offsets_buffer, data = array.buffers()
     dtype = np.int64 if pa.types.is_large_binary(array.type) else np.int32
     offsets = np.frombuffer(offsets_buffer, dtype=dtype)[array.offset : array.offset + len(array) + 1]
-    view = memoryview(data) if data is not None else memoryview(b"")
+    view = memoryview(data).cast("B") if data is not None else memoryview(b"")  # Arrow's own view is of signed bytes
     return [view[start:end] for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
 
 

@@ -28,7 +28,7 @@ from clipkit.train.signals import StopSignals
 from clipkit.types import Batch, Gallery
 
 log = logging.getLogger("clipkit.train")
-ALARM_STEPS = 100  # before these, a loss at chance level is no wonder
+ALARM_STEPS = 100  # before these, a loss at chance level and embeddings all alike are no wonder
 
 
 class Loader(Protocol):
@@ -166,8 +166,9 @@ class Trainer:
         self.record.write(line)
         self.progress.validation(line)
         self.best.look(self.step, find_metric(self.metrics, self.config.best))
-        if self.config.guards.alarms:
-            found = self.engine.task.alarms(flat(result), batch_size=self.plan.batch_size)
+        if self.config.guards.alarms and self.step >= ALARM_STEPS:
+            numbers = {path.rpartition("/")[2]: value for path, value in flat(result).items()}
+            found = self.engine.task.alarms(numbers, batch_size=self.plan.batch_size)
             self._give_alarms(self.step, self.alarms.due(self.step, found))
 
     def save(self) -> None:
