@@ -20,7 +20,7 @@ from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.tokenizer import load_tokenizer, train_tokenizer, truncated_share
 from clipkit.errors import DataError
-from clipkit.models import load_matching
+from clipkit.models import DualEncoder, load_matching
 from clipkit.runs import find_checkpoint, read_meta
 from clipkit.store import Columns, Dataset
 from clipkit.tasks import build_task
@@ -136,6 +136,7 @@ def build_parts(session: Session, device: torch.device) -> Parts:
     tokenizer = _make_tokenizer(session, datasets)
     torch.manual_seed(config.run.seed)
     task = _make_task(session, tokenizer)
+    assert isinstance(task.model, DualEncoder)
     spec = task.model.image_spec
     loader = build_loader(
         config.data,
