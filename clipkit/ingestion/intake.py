@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import lance
 import numpy as np
 
@@ -16,11 +14,11 @@ from clipkit.store.carry import iterate_ids
 from clipkit.store.catalogue import IdCatalogue
 from clipkit.store.commit import staged_ids
 from clipkit.store.dataset import Dataset
-from clipkit.store.rows import Row, base_schema
-from clipkit.store.schema import ORIENTATION, Columns
+from clipkit.store.rows import Row
+from clipkit.store.schema import Columns
 from clipkit.store.staging import Counts, Position, Staging
 from clipkit.store.writer import DatasetWriter
-from clipkit.types import Record, Scalar
+from clipkit.types import Record
 
 READ_ROWS = 256
 
@@ -33,7 +31,6 @@ class Intake:
         self._writer = writer
         self._progress = progress
         self._columns = Columns()
-        self._own_names = {*base_schema(self._columns, image_is_blob=False).names, ORIENTATION}
         self._taken = IdCatalogue(staged_ids(out, staging.receipts, self._columns))
         self._existing = IdCatalogue()
         if job.plan.kind == "append":
@@ -104,7 +101,7 @@ class Intake:
             height=image.height,
             orientation=image.orientation,
             split=record.split,
-            extra=self._extra(record),
+            extra=record.extra,
         )
         self._taken.add(record.image_id)
         if self._digests is not None:
@@ -113,12 +110,6 @@ class Intake:
         self._num_seen += 1
         if self._progress is not None:
             self._progress.update(rows=1, rejected=0, num_bytes=len(image.data))
-
-    def _extra(self, record: Record) -> Mapping[str, Scalar]:
-        """What the corpus carries, under names that are not the dataset's own."""
-        if self._own_names.isdisjoint(record.extra):
-            return record.extra
-        return {f"source_{name}" if name in self._own_names else name: value for name, value in record.extra.items()}
 
     def _reject(self, item: Rejected) -> None:
         self._writer.reject({"id": item.image_id, "source": item.source, "reason": item.reason})

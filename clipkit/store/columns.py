@@ -167,8 +167,8 @@ def _missing(dataset: Dataset, fragment: LanceFragment, name: str) -> Places:
 
 def _rows_to_read(data_type: pa.DataType) -> int | None:
     """How many rows to read at once of a column whose values are wide."""
-    if pa.types.is_fixed_size_list(data_type) or pa.types.is_fixed_size_binary(data_type):
-        return max(1, READ_BYTES * 8 // data_type.bit_width)
+    if pa.types.is_fixed_size_list(data_type):
+        return max(1, int(READ_BYTES * 8 // (data_type.value_type.bit_width * data_type.list_size)))
     return WIDE_ROWS if pa.types.is_binary(data_type) or pa.types.is_large_binary(data_type) else None
 
 

@@ -50,7 +50,7 @@ def further_fields(rows: Sequence[Row], names: Sequence[str]) -> list[pa.Field]:
     found: dict[str, pa.DataType] = {}
     for row in rows:
         for name, value in row.extra.items():
-            if value is not None:
+            if value is not None and name != ORIENTATION:
                 data_type = TYPES[type(value)]
                 found[name] = _widest(found.get(name, data_type), data_type)
     if any(row.orientation != 1 for row in rows):
