@@ -1,0 +1,289 @@
+"""From a step to its batch, in stages that threads or processes can work on: read, decode, finish."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from clipkit.config import DataConfig, NoAugment
+from clipkit.data import order
+from clipkit.data.corpus import Corpus, Texts
+from clipkit.data.order import Draw, Order
+from clipkit.data.pixels import Images, choose_images
+from clipkit.data.random import key, uniforms
+from clipkit.data.transforms import NUM_UNIFORMS
+from clipkit.errors import DataError
+from clipkit.ingest.header import BadImage
+from clipkit.types import Batch, Tokenizer, Tokens
+
+log = logging.getLogger(__name__)
+
+AUGMENT_PURPOSE, STAND_IN_PURPOSE = 2, 3
+MAX_STAND_INS = 32
+T = TypeVar("T")
+
+
+class Clock:
+    """Seconds spent a stage, added up over threads."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def add(self, stage: str, seconds: float) -> None:
+        with self._lock:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.add(stage, time.perf_counter() - started)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+    def __setstate__(self, state: object) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+@dataclass(slots=True)
+class Work:
+    """A batch in the making."""
+
+    step: int
+    epoch: int
+    draw: Draw
+    rows: np.ndarray
+    texts: Texts
+    sources: Sequence[memoryview | np.ndarray] = ()
+    uniforms: list[list[float]] | None = None
+    images: torch.Tensor | None = None
+    pixels: np.ndarray | None = None  # the same memory as `images`
+    tokens: Tokens | None = None
+    image_features: torch.Tensor | None = None
+    text_features: torch.Tensor | None = None
+    failed: dict[int, str] = field(default_factory=dict)  # position to reason
+    num_replaced: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class BatchMaker:
+    """Makes the batches of one rank. Pickles, for worker processes."""
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        training_order: Order,
+        config: DataConfig,
+        *,
+        size_px: int,
+        tokenizer: Tokenizer | None,
+        seed: int | None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Without a seed nothing is augmented or replaced, as validation wants it."""
+        self.corpora = corpora
+        self.order = training_order
+        self.config = config
+        self.clock = Clock()
+        self._size_px = size_px
+        self._tokenizer = tokenizer if config.features.text is None else None
+        self._seed = seed
+        self._rank = rank
+        self._world = world
+        self._images: Images | None = choose_images(config, corpora)
+        self._first_sample = np.cumsum([0, *map(len, corpora)])
+        self._first_row = np.cumsum([0, *(len(corpus.dataset) for corpus in corpora)])
+        self._augments = seed is not None and not isinstance(config.augment, NoAugment)
+        self._augment_key = key(seed or 0, AUGMENT_PURPOSE)
+        self._stand_in_key = key(seed or 0, STAND_IN_PURPOSE)
+        self._reported: set[int] = set()
+
+    def make(self, step: int) -> Batch:
+        """The whole batch, by the calling thread."""
+        work = self.read(step)
+        self.decode(work, 0, len(work))
+        return self.finish(work)
+
+    def read(self, step: int) -> Work:
+        """Everything of a batch but its pixels: rows, texts, tokens, encoded images or stored features."""
+        drawn = order.draw(self.order, step, rank=self._rank, world=self._world)
+        epoch = step // order.steps_per_epoch(self.order)
+        with self.clock.time("read"):
+            work = self._gather(step, epoch, drawn)
+        if self._tokenizer is not None:
+            with self.clock.time("tokenize"):
+                work.tokens = self._tokenizer(work.texts.captions)
+        if self._images is not None:
+            shape = (len(work), self._size_px, self._size_px, 3)
+            work.images = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            work.pixels = work.images.numpy()
+        return work
+
+    def decode(self, work: Work, start: int, stop: int) -> None:
+        """Pixels of some of the batch's samples; what cannot be decoded is noted."""
+        if self._images is None or work.pixels is None:
+            return
+        started, decode_s = time.perf_counter(), 0.0
+        sizes = work.texts.sizes
+        for i in range(start, stop):
+            try:
+                decode_s += self._images.render(
+                    work.sources[i],
+                    sizes[i] if sizes else None,
+                    work.uniforms[i] if work.uniforms else None,
+                    work.pixels[i],
+                )
+            except BadImage as error:
+                work.failed[i] = error.reason
+        self.clock.add("decode", decode_s)
+        self.clock.add("transform", time.perf_counter() - started - decode_s)
+
+    def finish(self, work: Work) -> Batch:
+        """The batch, once every sample is decoded; rows that failed are replaced, or end the run."""
+        if work.failed:
+            self._replace_failed(work)
+        return Batch(
+            step=work.step,
+            epoch=work.epoch,
+            rows=work.rows,
+            image_ids=work.texts.image_ids,
+            captions=work.texts.captions,
+            images=work.images,
+            tokens=work.tokens,
+            image_features=work.image_features,
+            text_features=work.text_features,
+            num_replaced=work.num_replaced,
+        )
+
+    def close(self) -> None:
+        for corpus in self.corpora:
+            corpus.close()
+
+    def _gather(self, step: int, epoch: int, drawn: Draw) -> Work:
+        """Read the samples from their datasets and put them together in the order drawn."""
+        owners = np.searchsorted(self._first_sample, drawn.samples, side="right") - 1
+        parts = []
+        for owner in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == owner)
+            local = Draw(drawn.samples[places] - self._first_sample[owner], drawn.epochs[places])
+            parts.append((places, self._gather_one(owner, step, epoch, local)))
+        if len(parts) == 1:
+            return parts[0][1]
+        return _merge(parts, drawn)
+
+    def _gather_one(self, owner: int, step: int, epoch: int, drawn: Draw) -> Work:
+        corpus = self.corpora[owner]
+        rows = corpus.rows_of(drawn.samples)
+        features = self.config.features
+        work = Work(step, epoch, drawn, rows + self._first_row[owner], corpus.texts(drawn.samples, drawn.epochs))
+        if self._images is not None:
+            work.sources = self._images.fetch(corpus, rows)
+            if self._augments:
+                numbers = uniforms(self._augment_key, work.rows, drawn.epochs, count=NUM_UNIFORMS)
+                work.uniforms = numbers.tolist()
+        if features.image is not None:
+            work.image_features = _as_tensor(corpus.vectors(rows, features.image))
+        if features.text is not None:
+            work.text_features = _as_tensor(corpus.vectors(rows, features.text))
+        return work
+
+    def _replace_failed(self, work: Work) -> None:
+        """Put other rows, chosen by (seed, epoch, row), in the place of those that cannot be decoded."""
+        for place, reason in sorted(work.failed.items()):
+            self._report(work, place, reason)
+        for place in sorted(work.failed):
+            self._stand_in(work, place)
+        work.num_replaced = len(work.failed)
+        if self._tokenizer is not None:
+            work.tokens = self._tokenizer(work.texts.captions)
+
+    def _report(self, work: Work, place: int, reason: str) -> None:
+        row, image_id = int(work.rows[place]), work.texts.image_ids[place]
+        if self.config.bad_rows == "stop":
+            raise DataError(
+                f"the image `{image_id}` (row {row}) cannot be used: {reason}",
+                "`data.bad_rows: replace` puts another row in its place; `clipkit ingest --verify` finds such images",
+            )
+        if row not in self._reported:
+            self._reported.add(row)
+            log.warning("the image `%s` (row %d) cannot be used and is replaced: %s", image_id, row, reason)
+
+    def _stand_in(self, work: Work, place: int) -> None:
+        num_samples = self._first_sample[-1]
+        assert work.pixels is not None
+        row, epoch = work.rows[place : place + 1], work.draw.epochs[place : place + 1]
+        if self._seed is None:
+            work.pixels[place] = 0
+            return
+        tries = uniforms(self._stand_in_key, row, epoch, count=MAX_STAND_INS)
+        taken = set(work.rows.tolist())
+        for sample in (tries[0] * num_samples).astype(np.int64).tolist():
+            other = self._gather(work.step, work.epoch, Draw(np.array([sample]), epoch))
+            if int(other.rows[0]) in taken and len(taken) < num_samples:
+                continue
+            other.pixels = np.empty((1, self._size_px, self._size_px, 3), np.uint8)
+            self.decode(other, 0, 1)
+            if not other.failed:
+                work.pixels[place] = other.pixels[0]
+                work.rows[place] = other.rows[0]
+                work.texts.image_ids[place] = other.texts.image_ids[0]
+                work.texts.captions[place] = other.texts.captions[0]
+                if work.text_features is not None and other.text_features is not None:
+                    work.text_features[place] = other.text_features[0]
+                return
+        raise DataError(
+            f"no row was found that could stand in for `{work.texts.image_ids[place]}`: too many cannot be decoded",
+            "`clipkit ingest --verify` turns such images away",
+        )
+
+
+def _merge(parts: Sequence[tuple[np.ndarray, Work]], drawn: Draw) -> Work:
+    """The samples of several datasets as one batch."""
+    places = np.argsort(np.concatenate([place for place, _ in parts])).tolist()
+    works = [work for _, work in parts]
+
+    def scatter(values: Sequence[Sequence[T]]) -> list[T]:
+        joined = [value for part in values for value in part]
+        return [joined[place] for place in places]
+
+    def stack(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(present)[places] if present else None
+
+    sizes = [work.texts.sizes for work in works if work.texts.sizes is not None]
+    texts = Texts(
+        scatter([work.texts.image_ids for work in works]),
+        scatter([work.texts.captions for work in works]),
+        scatter(sizes) if len(sizes) == len(works) else None,
+    )
+    numbers = [work.uniforms for work in works if work.uniforms is not None]
+    return Work(
+        works[0].step,
+        works[0].epoch,
+        drawn,
+        np.concatenate([work.rows for work in works])[places],
+        texts,
+        sources=scatter([work.sources for work in works]) if works[0].sources else (),
+        uniforms=scatter(numbers) if numbers else None,
+        image_features=stack([work.image_features for work in works]),
+        text_features=stack([work.text_features for work in works]),
+    )
+
+
+def _as_tensor(vectors: np.ndarray) -> torch.Tensor:
+    if not vectors.flags.writeable:
+        vectors = vectors.copy()
+    return torch.from_numpy(vectors)

@@ -1,0 +1,163 @@
+"""The samples that are trained on: the chosen rows of one or several datasets, and what is stored of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipkit.config import DataConfig
+from clipkit.data.columns import SmallColumns
+from clipkit.data.random import key, uniforms
+from clipkit.errors import DataError
+from clipkit.store import Columns, Dataset
+from clipkit.store.dataset import as_captions
+from clipkit.store.schema import ORIENTATION
+
+CAPTION_PURPOSE = 1
+SIZE_COLUMNS = ("width", "height", ORIENTATION)
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Ids, chosen captions and (where they are stored) sizes of some rows."""
+
+    image_ids: list[str]
+    captions: list[str]
+    sizes: list[tuple[int, int, int]] | None  # width, height, orientation
+
+
+class Corpus:
+    """The chosen rows of one dataset as samples 0 to n - 1: a sample a row or, with `caption: each`, a caption.
+
+    Pickles to the dataset's address and version; refuses to be used in a forked process, where Lance crashes.
+    """
+
+    def __init__(self, dataset: Dataset, rows: np.ndarray, config: DataConfig, *, seed: int) -> None:
+        self.dataset = dataset
+        self.rows = rows
+        self.config = config
+        self._caption_key = key(seed, CAPTION_PURPOSE)
+        self._seed = seed
+        self._pid = os.getpid()
+        schema = set(dataset.schema.names)
+        self._size_names = [name for name in SIZE_COLUMNS if name in schema]
+        self._has_sizes = {"width", "height"} <= schema
+        names = [dataset.columns.image_id, dataset.columns.captions, *self._size_names]
+        self._small = SmallColumns(dataset, names)
+        self._first_sample = _caption_offsets(dataset, rows) if config.caption == "each" else None
+
+    def __len__(self) -> int:
+        return len(self.rows) if self._first_sample is None else int(self._first_sample[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.dataset, self.rows, self.config, self._seed)
+
+    @property
+    def captions_per_row(self) -> np.ndarray | None:
+        """How many samples each chosen row has, with `caption: each`."""
+        return None if self._first_sample is None else np.diff(self._first_sample)
+
+    def rows_of(self, samples: np.ndarray) -> np.ndarray:
+        """Offsets in the dataset of the samples' rows."""
+        rows: np.ndarray = self.rows[self.places_of(samples)]
+        return rows
+
+    def places_of(self, samples: np.ndarray) -> np.ndarray:
+        """Where the samples' rows stand among the chosen ones."""
+        if self._first_sample is None:
+            return samples
+        return np.searchsorted(self._first_sample, samples, side="right") - 1
+
+    def texts(self, samples: np.ndarray, epochs: np.ndarray) -> Texts:
+        """Ids, the caption that each sample takes in its epoch, and sizes."""
+        self.refuse_fork()
+        places = self.places_of(samples)
+        rows = self.rows[places]
+        values = self._small.take(rows)
+        captions = as_captions(values.column(1))
+        if self._first_sample is not None:
+            numbers = (samples - self._first_sample[places]).tolist()
+            chosen = [texts[number] for texts, number in zip(captions, numbers, strict=True)]
+        else:
+            draws = uniforms(self._caption_key, rows, epochs, count=1)[:, 0].tolist()
+            chosen = [self._choose(texts, draw) for texts, draw in zip(captions, draws, strict=True)]
+        return Texts(values.column(0).to_pylist(), chosen, self._sizes(values))
+
+    def images(self, rows: np.ndarray) -> list[memoryview]:
+        self.refuse_fork()
+        return self.dataset.take_images(rows)
+
+    def vectors(self, rows: np.ndarray, column: str) -> np.ndarray:
+        """(B, F) values of a column of fixed-size lists, as they are stored."""
+        self.refuse_fork()
+        return self.dataset.take_vectors(rows, column)
+
+    def image_id(self, row: int) -> str:
+        return str(self.dataset.take([row], [self.dataset.columns.image_id]).column(0)[0].as_py())
+
+    def refuse_fork(self) -> None:
+        if os.getpid() != self._pid:
+            raise DataError(
+                "a Lance dataset cannot be read in a forked process: it would crash or hang",
+                "start the workers with `multiprocessing_context='forkserver'` (or `spawn`), or use threads "
+                "(`data.worker_kind: threads`)",
+            )
+
+    def close(self) -> None:
+        self._small.close()
+
+    def _choose(self, captions: Sequence[str], draw: float) -> str:
+        if not captions:
+            return ""
+        if self.config.caption == "longest":
+            return max(captions, key=len)
+        return captions[int(draw * len(captions))] if self.config.caption == "random" else captions[0]
+
+    def _sizes(self, values: pa.RecordBatch) -> list[tuple[int, int, int]] | None:
+        if not self._has_sizes:
+            return None
+        widths, heights = values.column("width").to_pylist(), values.column("height").to_pylist()
+        if ORIENTATION in self._size_names:
+            turns = [turn or 1 for turn in values.column(ORIENTATION).to_pylist()]
+        else:
+            turns = [1] * len(widths)
+        return list(zip(widths, heights, turns, strict=True))
+
+
+def open_corpora(config: DataConfig, *, seed: int, datasets: Sequence[Dataset] | None = None) -> tuple[Corpus, ...]:
+    """The training samples of `data.dataset`, or of each of `data.sources`."""
+    columns = Columns(config.image_id_column, config.image_column, config.captions_column)
+    if config.dataset:
+        chosen = [(config.dataset, config.train)]
+    else:
+        chosen = [(source.dataset, source.train or config.train) for source in config.sources]
+    if datasets is None:
+        datasets = [Dataset(uri, columns=columns) for uri, _ in chosen]
+    corpora = []
+    for dataset, (uri, where) in zip(datasets, chosen, strict=True):
+        rows = dataset.select(where, limit=config.limit)
+        if not len(rows):
+            raise DataError(
+                f"the training filter `{where}` chooses no row of `{uri}`",
+                "`clipkit info` tells its splits and columns",
+            )
+        corpora.append(Corpus(dataset, rows, config, seed=seed))
+    return tuple(corpora)
+
+
+def _caption_offsets(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """(n + 1,) number of captions before each of the rows."""
+    counts = []
+    for start in range(0, len(rows), 65_536):
+        captions = dataset.take_captions(rows[start : start + 65_536])
+        counts.append(np.fromiter(map(len, captions), dtype=np.int64, count=len(captions)))
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(counts))])
+
+
+def _rebuild(dataset: Dataset, rows: np.ndarray, config: DataConfig, seed: int) -> Corpus:
+    return Corpus(dataset, rows, config, seed=seed)

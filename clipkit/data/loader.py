@@ -1,0 +1,123 @@
+"""The loader that training uses: this rank's share of each global batch, from any step on, made ahead."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+
+from clipkit.config import BlockShuffle, DataConfig
+from clipkit.data import order
+from clipkit.data.batches import BatchMaker
+from clipkit.data.corpus import Corpus, open_corpora
+from clipkit.data.order import BlockOrder, Order, ShuffledOrder, StoredOrder
+from clipkit.data.pipeline import ThreadPipeline
+from clipkit.data.processes import ProcessPipeline
+from clipkit.errors import DataError
+from clipkit.hardware import usable_cores
+from clipkit.store import Dataset
+from clipkit.types import Batch, ImageSpec, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderStats:
+    """What the loader has done so far: seconds a stage, added up over threads."""
+
+    stages_s: dict[str, float]
+    num_batches: int
+    num_replaced: int
+
+
+class Loader:
+    """Batches by step. `batch_size` is global; each rank gets its contiguous share of it."""
+
+    def __init__(self, maker: BatchMaker) -> None:
+        self._maker = maker
+        self._num_batches = 0
+        self._num_replaced = 0
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        return tuple(corpus.dataset for corpus in self._maker.corpora)
+
+    @property
+    def num_samples(self) -> int:
+        return self._maker.order.num_samples
+
+    @property
+    def batch_size(self) -> int:
+        return self._maker.order.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return order.steps_per_epoch(self._maker.order)
+
+    def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch, None, None]:
+        """Batches of the steps, over as many epochs as it takes; closing the iterator ends its threads."""
+        steps = itertools.count(start_step) if stop_step is None else range(start_step, stop_step)
+        pipeline = self._start(steps)
+        try:
+            for batch in pipeline:
+                self._num_batches += 1
+                self._num_replaced += batch.num_replaced
+                yield batch
+        finally:
+            pipeline.close()
+
+    def stats(self) -> LoaderStats:
+        return LoaderStats(dict(self._maker.clock.seconds), self._num_batches, self._num_replaced)
+
+    def close(self) -> None:
+        self._maker.close()
+
+    def _start(self, steps: Iterable[int]) -> ThreadPipeline | ProcessPipeline:
+        config = self._maker.config
+        num_workers = usable_cores() if config.workers is None else config.workers
+        if config.worker_kind == "processes" and num_workers:
+            return ProcessPipeline(self._maker, steps, num_processes=num_workers)
+        cv2.setNumThreads(1)  # images are decoded side by side, and OpenCV's own threads would only get in the way
+        return ThreadPipeline(self._maker, steps, num_threads=max(1, num_workers))
+
+
+def build_loader(
+    config: DataConfig,
+    *,
+    spec: ImageSpec,
+    tokenizer: Tokenizer | None,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    datasets: Sequence[Dataset] | None = None,
+) -> Loader:
+    """The training loader; `datasets` are `data.dataset` or `data.sources` where they are open already."""
+    corpora = open_corpora(config, seed=seed, datasets=datasets)
+    training_order = build_order(config, corpora, batch_size=batch_size, seed=seed)
+    if not order.steps_per_epoch(training_order):
+        raise DataError(
+            f"{training_order.num_samples:,} samples do not fill one batch of {batch_size:,}",
+            "lower `train.batch_size`, or keep the smaller last batch with `data.drop_last: false`",
+        )
+    maker = BatchMaker(
+        corpora,
+        training_order,
+        config,
+        size_px=spec.size_px,
+        tokenizer=tokenizer,
+        seed=seed,
+        rank=rank,
+        world=world,
+    )
+    return Loader(maker)
+
+
+def build_order(config: DataConfig, corpora: Sequence[Corpus], *, batch_size: int, seed: int) -> Order:
+    """The order that the config asks for."""
+    num_samples = sum(map(len, corpora))
+    if config.shuffle is False:
+        return StoredOrder(num_samples, batch_size, config.drop_last)
+    if isinstance(config.shuffle, BlockShuffle):
+        return BlockOrder(num_samples, batch_size, config.shuffle.block, config.drop_last, seed)
+    return ShuffledOrder(num_samples, batch_size, config.drop_last, seed)

@@ -1,0 +1,161 @@
+"""The order of training: which samples make up the global batch of a step.
+
+A pure function of (seed, epoch, step). A shuffle is a keyed bijection of [0, n), so that finding what stands at a
+position takes no table and no pass over the rows; a batch is a slice of positions, whoever asks for it, so that
+neither workers nor ranks nor accumulation change it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from clipkit.data.random import key, mix
+
+ROUNDS = 8
+MIXED_BLOCKS = 8
+
+
+class Permutation:
+    """A keyed bijection of [0, n): a Feistel network over the next even number of bits, walked until inside.
+
+    The network permutes [0, 4^k) with 4^k < 4n, so the walk takes at most four rounds on average.
+    """
+
+    def __init__(self, n: int, *, seed: int, epoch: int) -> None:
+        self.n = n
+        self._half_bits = np.uint64(max(1, ((max(n, 2) - 1).bit_length() + 1) // 2))
+        self._mask = np.uint64((1 << int(self._half_bits)) - 1)
+        self._keys = [key(seed, epoch, round_) for round_ in range(ROUNDS)]
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """What stands at these positions (int64, each in [0, n))."""
+        values = self._network(positions.astype(np.uint64))
+        outside = np.flatnonzero(values >= self.n)
+        while len(outside):
+            walked = self._network(values[outside])
+            values[outside] = walked
+            outside = outside[walked >= self.n]
+        return values.astype(np.int64)
+
+    def _network(self, values: np.ndarray) -> np.ndarray:
+        left, right = values >> self._half_bits, values & self._mask
+        for round_key in self._keys:
+            left, right = right, left ^ (mix(right + round_key) & self._mask)
+        return (left << self._half_bits) | right
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Samples of a batch, each with the epoch that its crop and caption are drawn for."""
+
+    samples: np.ndarray  # (B,) int64 in [0, num_samples)
+    epochs: np.ndarray  # (B,) int64
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def part(self, start: int, stop: int) -> Draw:
+        return Draw(self.samples[start:stop], self.epochs[start:stop])
+
+
+class Order(Protocol):
+    """Where each sample of an endless run over the data stands."""
+
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def drop_last(self) -> bool: ...
+    def slice(self, epoch: int, start: int, stop: int) -> Draw:
+        """What stands at positions start to stop of an epoch."""
+        ...
+
+
+def steps_per_epoch(order: Order) -> int:
+    whole, rest = divmod(order.num_samples, order.batch_size)
+    return whole if order.drop_last or not rest else whole + 1
+
+
+def draw(order: Order, step: int, *, rank: int = 0, world: int = 1) -> Draw:
+    """A rank's share of the global batch of a step: contiguous, the same batch whatever the number of ranks."""
+    epoch, index = divmod(step, steps_per_epoch(order))
+    start = index * order.batch_size
+    size = min(order.batch_size, order.num_samples - start)
+    return order.slice(epoch, start, start + size).part(size * rank // world, size * (rank + 1) // world)
+
+
+@dataclass(frozen=True)
+class StoredOrder:
+    """Samples as they are stored, the same each epoch."""
+
+    num_samples: int
+    batch_size: int
+    drop_last: bool = True
+
+    def slice(self, epoch: int, start: int, stop: int) -> Draw:
+        return _of_epoch(np.arange(start, stop, dtype=np.int64), epoch)
+
+
+@dataclass(frozen=True)
+class ShuffledOrder:
+    """A new shuffle of all samples each epoch."""
+
+    num_samples: int
+    batch_size: int
+    drop_last: bool = True
+    seed: int = 0
+
+    def slice(self, epoch: int, start: int, stop: int) -> Draw:
+        permutation = Permutation(self.num_samples, seed=self.seed, epoch=epoch)
+        return _of_epoch(permutation(np.arange(start, stop, dtype=np.int64)), epoch)
+
+
+@dataclass(frozen=True)
+class BlockOrder:
+    """Blocks of neighbours in shuffled order; runs of neighbours from several blocks take turns in a batch.
+
+    A batch is then a few runs that are read with as many requests, which is what an object store wants.
+    """
+
+    num_samples: int
+    batch_size: int
+    block: int
+    drop_last: bool = True
+    seed: int = 0
+
+    def slice(self, epoch: int, start: int, stop: int) -> Draw:
+        window = MIXED_BLOCKS * self.block
+        parts = []
+        for index in range(start // window, -(-stop // window)):
+            offset = index * window
+            parts.append(_window(self, epoch, index)[max(0, start - offset) : stop - offset])
+        return _of_epoch(np.concatenate(parts), epoch)
+
+
+@lru_cache(maxsize=4)
+def _window(order: BlockOrder, epoch: int, index: int) -> np.ndarray:
+    """The samples of the `index`-th window of `MIXED_BLOCKS` blocks; a last, shorter block comes last."""
+    num_whole = order.num_samples // order.block
+    num_blocks = -(-order.num_samples // order.block)
+    shuffle = Permutation(num_whole, seed=order.seed, epoch=epoch)
+    places = np.arange(index * MIXED_BLOCKS, min((index + 1) * MIXED_BLOCKS, num_blocks), dtype=np.int64)
+    whole = places[places < num_whole]
+    blocks = np.concatenate([shuffle(whole), places[places >= num_whole]])
+    run = max(1, order.batch_size // MIXED_BLOCKS)
+    samples, turns = [], []
+    for turn, block in enumerate(blocks.tolist()):
+        first = block * order.block
+        size = min(order.block, order.num_samples - first)
+        rotation = int(key(order.seed, epoch, block)) % size  # so that runs do not begin at the same rows each epoch
+        samples.append(first + (np.arange(size) + rotation) % size)
+        turns.append(np.arange(size) // run * MIXED_BLOCKS + turn)
+    return np.concatenate(samples)[np.argsort(np.concatenate(turns), kind="stable")]
+
+
+def _of_epoch(samples: np.ndarray, epoch: int) -> Draw:
+    return Draw(samples, np.full(len(samples), epoch, dtype=np.int64))

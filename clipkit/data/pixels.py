@@ -1,0 +1,111 @@
+"""Where a sample's pixels come from: the encoded image, or a column of pixels that were decoded before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from clipkit.config import DataConfig
+from clipkit.data.corpus import Corpus
+from clipkit.data.decode import JpegDecoder, Pixels, choose_divisor, decode, fastest_decoder
+from clipkit.data.transforms import augment_pixels, crop_box, cut_and_resize, turn_upright
+from clipkit.errors import DataError
+from clipkit.ingest.header import BadImage, ImageInfo, parse_header
+
+Size = tuple[int, int, int]  # width, height, EXIF orientation
+CACHE_PREFIX = "pixels_"
+
+
+class Images(Protocol):
+    """What is read for a batch, and how one of its images becomes the pixels that the encoder gets."""
+
+    def fetch(self, corpus: Corpus, rows: np.ndarray) -> Sequence[memoryview | Pixels]: ...
+
+    def render(
+        self, source: memoryview | Pixels, size: Size | None, uniforms: Sequence[float] | None, out: Pixels
+    ) -> float:
+        """Fill `out`; gives the seconds that decoding took. Raises BadImage. No uniform numbers: as in validation."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    config: DataConfig
+    jpeg: JpegDecoder
+
+    def fetch(self, corpus: Corpus, rows: np.ndarray) -> Sequence[memoryview]:
+        return corpus.images(rows)
+
+    def render(
+        self, source: memoryview | Pixels, size: Size | None, uniforms: Sequence[float] | None, out: Pixels
+    ) -> float:
+        assert isinstance(source, memoryview)
+        if not source.nbytes:
+            raise BadImage("empty")
+        started = time.perf_counter()
+        info, orientation = _header(source, size)
+        width, height = info.width, info.height
+        if orientation >= 5:
+            width, height = height, width
+        augment = self.config.augment
+        box = crop_box(width, height, out.shape[0], augment, uniforms)
+        divisor = choose_divisor(box.width, box.height, out.shape[0]) if self.config.decode == "scaled" else 1
+        pixels = decode(source, info, divisor=divisor, jpeg=self.jpeg)
+        decode_s = time.perf_counter() - started
+        pixels = turn_upright(pixels, orientation)
+        # The size that was really decoded, whatever the header or the scale said.
+        cut_and_resize(pixels, box, pixels.shape[1] / width, out)
+        if uniforms is not None:
+            augment_pixels(out, augment, uniforms)
+        return decode_s
+
+
+@dataclass(frozen=True)
+class CachedPixels:
+    """Squares of `cache` pixels, made by `clipkit cache`; a crop is taken in the squeezed image."""
+
+    config: DataConfig
+    side_px: int
+
+    def fetch(self, corpus: Corpus, rows: np.ndarray) -> Sequence[Pixels]:
+        values = corpus.vectors(rows, cache_column(self.side_px))
+        return list(values.reshape(len(rows), self.side_px, self.side_px, 3))
+
+    def render(
+        self, source: memoryview | Pixels, size: Size | None, uniforms: Sequence[float] | None, out: Pixels
+    ) -> float:
+        assert isinstance(source, np.ndarray)
+        box = crop_box(self.side_px, self.side_px, out.shape[0], self.config.augment, uniforms)
+        cut_and_resize(source, box, 1.0, out)
+        if uniforms is not None:
+            augment_pixels(out, self.config.augment, uniforms)
+        return 0.0
+
+
+def choose_images(config: DataConfig, corpora: Sequence[Corpus]) -> Images | None:
+    """Where pixels come from by this config: nowhere, where the image encoder's outputs are stored."""
+    if config.features.image is not None:
+        return None
+    if config.cache is None:
+        return EncodedImages(config, fastest_decoder())
+    for corpus in corpora:
+        if cache_column(config.cache) not in corpus.dataset.schema.names:
+            raise DataError(
+                f"`{corpus.dataset.uri}` has no pixel cache of {config.cache} px",
+                f"make it with `clipkit cache {corpus.dataset.uri} --size {config.cache}`, or leave `data.cache` out",
+            )
+    return CachedPixels(config, config.cache)
+
+
+def cache_column(side_px: int) -> str:
+    return f"{CACHE_PREFIX}{side_px}"
+
+
+def _header(data: memoryview, size: Size | None) -> tuple[ImageInfo, int]:
+    """Format, stored size and orientation; the dataset's own columns go before the file's header."""
+    info = parse_header(data)
+    return info, size[2] if size is not None else info.orientation

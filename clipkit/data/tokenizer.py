@@ -1,0 +1,174 @@
+"""Texts to padded token ids: a published model's tokenizer, or a WordPiece one trained on the captions."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tokenizers
+import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from clipkit import hub
+from clipkit.errors import ModelError, first_line
+from clipkit.types import Tokens
+
+Padding = Literal["longest", "max"]
+PAD_MULTIPLE = 8
+NUM_PROBES = 64
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+OFFLINE_HINT = (
+    "without a network point `model.text.name` at a local folder with the model's files (with `pretrained: false` its "
+    "`config.json` and tokenizer are enough), or leave it out and train from scratch with `model.text.architecture`"
+)
+
+
+class FastTokenizer:
+    """A `tokenizers` tokenizer with its length and padding; fulfils `types.Tokenizer`."""
+
+    def __init__(self, library_tokenizer: Any, *, max_tokens: int, padding: Padding) -> None:
+        """`library_tokenizer` is a fast tokenizer of transformers, which also knows how to save itself."""
+        self._library = library_tokenizer
+        self._backend: tokenizers.Tokenizer = library_tokenizer.backend_tokenizer
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._vocabulary = hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        self._backend.enable_truncation(max_tokens)
+        self._max_tokens = max_tokens
+        self._padding = padding
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, which is what an embedding table needs."""
+        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def pad_token_id(self) -> int:
+        for token_id in (self._library.pad_token_id, self._library.eos_token_id):
+            if token_id is not None:
+                return int(token_id)
+        return 0
+
+    @property
+    def max_tokens(self) -> int:
+        return self._max_tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same ids: a hash of the vocabulary, the rules and the length, but not of the padding."""
+        return hashlib.sha256(f"{self._vocabulary}:{self._max_tokens}".encode()).hexdigest()[:16]
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        return self.pad(self.encode(texts))
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids a text, cut to `max_tokens` and not padded."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
+
+    def pad(self, ids: Sequence[Sequence[int]]) -> Tokens:
+        """Ids a text as one (B, T) pair; T is the longest, rounded up to 8, or `max_tokens`."""
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        width = self._max_tokens
+        if self._padding == "longest":
+            longest = int(lengths.max(initial=1))
+            width = min(width, -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE)
+        mask = np.arange(width) < lengths[:, None]
+        input_ids = np.full((len(ids), width), self.pad_token_id, dtype=np.int64)
+        input_ids[mask] = np.fromiter((i for row in ids for i in row), dtype=np.int64, count=int(lengths.sum()))
+        return Tokens(torch.from_numpy(input_ids), torch.from_numpy(mask.astype(np.int64)))
+
+    def truncated_share(self, texts: Sequence[str]) -> float:
+        """The share of texts that `max_tokens` cuts."""
+        if not texts:
+            return 0.0
+        self._backend.no_truncation()
+        try:
+            encodings = self._backend.encode_batch_fast(list(texts))
+        finally:
+            self._backend.enable_truncation(self._max_tokens)
+        return sum(len(encoding) > self._max_tokens for encoding in encodings) / len(texts)
+
+    def save(self, folder: Path) -> None:
+        """Write the files that `load_tokenizer` and transformers read."""
+        self._backend.no_truncation()
+        try:
+            self._library.save_pretrained(str(folder))
+        finally:
+            self._backend.enable_truncation(self._max_tokens)
+
+
+def load_tokenizer(source: str | Path, *, max_tokens: int, padding: Padding) -> FastTokenizer:
+    """The tokenizer of a local folder or, by its name, of a model of the Hugging Face hub."""
+    name = str(source)
+    if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
+        raise ModelError(f"there is no tokenizer folder `{name}`", OFFLINE_HINT)
+    try:
+        if Path(name).is_dir():
+            library = AutoTokenizer.from_pretrained(name)
+        else:
+            with hub.one_attempt():
+                library = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises OSError, ValueError, KeyError … for what it cannot use
+        raise ModelError(f"the tokenizer of `{name}` cannot be loaded: {first_line(error)}", OFFLINE_HINT) from error
+    if not getattr(library, "is_fast", False):
+        raise ModelError(f"the tokenizer of `{name}` has no fast version", "use a model with a `tokenizer.json`")
+    tokenizer = FastTokenizer(library, max_tokens=max_tokens, padding=padding)
+    check_vocabulary(tokenizer, name=name)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: FastTokenizer, *, name: str) -> None:
+    """Refuse a tokenizer that does not know its own words.
+
+    Some ways of loading one leave it without its vocabulary, and every word becomes the unknown token in silence.
+    """
+    backend = tokenizer._backend
+    special = set(tokenizer._library.all_special_ids)
+    vocabulary = sorted(backend.get_vocab(with_added_tokens=False).items())
+    words = [word for word, index in vocabulary if index not in special and word.isalpha()]
+    probes = words[:: max(1, len(words) // NUM_PROBES)]
+    if not any(set(encoding.ids) - special for encoding in backend.encode_batch_fast(probes)):
+        raise ModelError(
+            f"the tokenizer of `{name}` maps every word to its unknown token",
+            "its vocabulary was not loaded: the folder should have a `tokenizer.json`, or a `vocab.txt` and a "
+            "`config.json` that names the model's type",
+        )
+
+
+def train_tokenizer(
+    captions: Iterable[str], *, vocab_size: int, lowercase: bool, max_tokens: int, padding: Padding
+) -> FastTokenizer:
+    """A BERT-like WordPiece tokenizer of these captions' words. Accents are kept, composed (NFC)."""
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    steps: list[Any] = [
+        normalizers.NFC(),
+        normalizers.BertNormalizer(clean_text=True, strip_accents=False, lowercase=lowercase),
+    ]
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    special = list(SPECIAL_TOKENS.values())
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(captions, trainer)
+    ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    library = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=max_tokens, **SPECIAL_TOKENS)
+    return FastTokenizer(library, max_tokens=max_tokens, padding=padding)
+
+
+def truncated_share(tokenizer: FastTokenizer, captions: Sequence[str]) -> float:
+    """The share of captions that the tokenizer cuts."""
+    return tokenizer.truncated_share(captions)
