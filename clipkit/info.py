@@ -142,7 +142,12 @@ class _Counts:
 
 def _count(dataset: Dataset) -> _Counts:
     counts = _Counts()
-    plain: dict[str, Counter[Any]] = {"split": counts.splits, "width": counts.width, "height": counts.height, ORIENTATION: counts.orientation}
+    plain: dict[str, Counter[Any]] = {
+        "split": counts.splits,
+        "width": counts.width,
+        "height": counts.height,
+        ORIENTATION: counts.orientation,
+    }
     there = [name for name in plain if name in dataset.schema.names]
     scanner = dataset.lance.scanner(columns=[dataset.columns.captions, *there], batch_size=BATCH_ROWS)
     for batch in scanner.to_batches():

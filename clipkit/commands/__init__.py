@@ -4,6 +4,6 @@ from collections.abc import Callable
 
 import typer
 
-from clipkit.commands import config, doctor, info, ingest, sample, train
+from clipkit.commands import config, corpus, doctor, evaluate, info, ingest, sample, show, train
 
-COMMANDS: tuple[Callable[[typer.Typer], None], ...] = (ingest.register, train.register, sample.register, config.register, doctor.register, info.register)
+COMMANDS: tuple[Callable[[typer.Typer], None], ...] = (ingest.register, train.register, evaluate.register, sample.register, config.register, doctor.register, info.register, show.register, corpus.register)

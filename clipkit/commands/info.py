@@ -100,7 +100,7 @@ def _origin(provenance: Any) -> str:
 
 
 def _leaks(leaks: Leaks) -> str:
-    lines = [f"leaks: {len(leaks.exact)} images stand in two splits, {len(leaks.near)} pairs of splits look alike"]
+    lines = [f"leaks: {len(leaks.exact)} images stand in two splits as they are, {len(leaks.near)} pairs look alike"]
     for members in leaks.exact[:NUM_SHOWN]:
         lines.append("  same   " + " = ".join(f"{member.image_id} ({member.split})" for member in members))
     for near in leaks.near[:NUM_SHOWN]:

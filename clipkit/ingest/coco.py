@@ -45,11 +45,12 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
 
 def _read_coco(file: Path, root: Root) -> Iterator[Item]:
     split = split_in_name(file.stem)
-    # A group's first text is the image's file name; images are entered first so that theirs is the order.
+    # A group's first two texts are the image's file and id; images are entered first, so that theirs is the order.
     groups = Groups()
     for number, image in enumerate(elements(file, "images")):
         if str(image["id"]) not in groups:
-            groups.add(str(image["id"]), number, (str(image.get("file_name", "")),))
+            name = str(image.get("file_name", ""))
+            groups.add(str(image["id"]), number, (name, str(image.get("image_id") or name)))
     for number, annotation in enumerate(elements(file, "annotations")):
         image_id = str(annotation.get("image_id"))
         if image_id in groups:
@@ -57,10 +58,10 @@ def _read_coco(file: Path, root: Root) -> Iterator[Item]:
         else:
             yield Rejected(image_id, f"{file.name}:annotations[{number}]", "the image is not listed in `images`")
     for group in groups:
-        file_name, *captions = group.texts
+        file_name, image_id, *captions = group.texts
         extra = {"coco_id": int(group.key)} if group.key.isdigit() else {}
         place = f"{file.name}:images[{group.first}]"
-        yield _item(root, file_name, file_name, Record("", b"", tuple(captions), place, split, extra))
+        yield _item(root, image_id, file_name, Record("", b"", tuple(captions), place, split, extra))
 
 
 def _read_karpathy(file: Path, root: Root) -> Iterator[Item]:

@@ -129,7 +129,8 @@ def _item(place: str, name: str, files: Files, options: ReadOptions) -> Item:
     if not captions or not all(map(is_unicode, captions)):
         return Rejected(name, place, NOT_UTF8 if captions else "no caption")
     split = split_name(str(fields.get("split") or "")) or split_in_name(place.partition("/")[0])
-    return Record(name, image, captions, place, split, _extra(fields, options))
+    image_id = fields.get(options.id_column or "image_id")
+    return Record(str(image_id or name), image, captions, place, split, _extra(fields, options))
 
 
 def _captions(texts: dict[str, str], fields: dict[str, Any], options: ReadOptions) -> tuple[str, ...]:

@@ -1,0 +1,38 @@
+"""`clipkit export-corpus`: a dataset back into files that other tools read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    app.command("export-corpus")(export_corpus)
+
+
+def export_corpus(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path or URI of the Lance dataset.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; it must not be there yet.")],
+    format: Annotated[Literal["webdataset", "imagefolder", "coco"], typer.Option(help="What to write.")],
+    where: Annotated[str | None, typer.Option(help="SQL over the columns that chooses the rows.")] = None,
+    version: Annotated[str | None, typer.Option(help="A version's number or tag; the newest when left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Write images and captions back out as WebDataset shards, an image folder, or COCO's caption files."""
+    from tqdm import tqdm
+
+    from clipkit import console
+    from clipkit.corpus_export import export_corpus
+
+    at = int(version) if version is not None and version.isdigit() else version
+    with tqdm(unit=" rows", desc="exporting", disable=None) as bar:
+        rows = export_corpus(
+            dataset, out, format=format, where=where, version=at, progress=lambda number: bar.update(number)
+        )
+    if as_json:
+        console.print_json({"rows": rows, "format": format, "out": str(out)})
+        return
+    console.print_result(f"{rows} rows -> {out} ({format})")
+    console.say(f"next: clipkit ingest {out} OUT.lance")

@@ -1,0 +1,29 @@
+"""`clipkit show`: a contact sheet of a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(show)
+
+
+def show(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path or URI of the Lance dataset.")],
+    num: Annotated[int, typer.Option(min=1, help="How many images, spread over the rows.")] = 24,
+    where: Annotated[str | None, typer.Option(help="SQL over the columns, such as \"split = 'test'\".")] = None,
+    out: Annotated[Path, typer.Option(help="The file to write: a picture, or a page (.html).")] = Path("sheet.png"),
+    version: Annotated[str | None, typer.Option(help="A version's number or tag; the newest when left out.")] = None,
+) -> None:
+    """Draw images with their captions into a picture or a web page."""
+    from clipkit import console
+    from clipkit.show import save_sheet
+
+    at = int(version) if version is not None and version.isdigit() else version
+    shown = save_sheet(dataset, out, num=num, where=where, version=at)
+    console.say(f"{shown} images")
+    console.print_result(str(out))
