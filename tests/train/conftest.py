@@ -1,0 +1,93 @@
+"""A small dataset of shapes, and configs that train on it in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clipkit import training
+from clipkit.train.session import open_session
+
+CONFIG = """
+run: {{name: tiny, dir: {folder}, seed: 0}}
+data:
+  dataset: {dataset}
+  train: "split = 'train'"
+  validation: "split = 'test'"
+  image_size: 32
+  max_tokens: 24
+  augment: {{kind: random_resized_crop, scale: [0.6, 1.0], flip: true}}
+model:
+  image: {{kind: timm, name: test_resnet.r160_in1k, drop_rate: 0.1}}
+  text: {{kind: transformers, architecture: {{vocab_size: 200, hidden_size: 16, layers: 1, heads: 2}}}}
+  head: {{kind: residual, dropout: 0.3}}
+  embedding_dim: 16
+optim:
+  groups:
+    image_encoder: {{lr: 1e-3, weight_decay: 0.05}}
+    text_encoder: {{lr: 1e-3, weight_decay: 0.05}}
+    heads: {{lr: 1e-3, weight_decay: 0.05}}
+  schedule: {{kind: cosine, warmup: 3%}}
+train:
+  duration: 12st
+  batch_size: 32
+  checkpoint_every: 4st
+  validate_every: 6st
+  threads: 1
+  ema: {{decay: 0.9}}
+"""
+
+
+@pytest.fixture(scope="session")
+def shapes_dataset(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory, run_cli: Any) -> Path:
+    """240 images, 200 of them for training; not to be written to."""
+    path = tmp_path_factory.mktemp("dataset") / "shapes.lance"
+    result = run_cli("ingest", shapes_dir, path)
+    assert result.returncode == 0, result.stderr
+    return path
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, shapes_dataset: Path) -> Path:
+    """A config whose run folder is `run` beside it."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG.format(folder=tmp_path / "run", dataset=shapes_dataset))
+    return path
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def update(self, step: int, total: int | None, fields: object) -> None: ...
+    def validation(self, line: object) -> None: ...
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def train() -> Callable[..., dict[str, Any]]:
+    """Train in this process: `train(config_file, "train.duration=2st", resume=…)` gives the summary."""
+
+    def run(config: Path | None, *sets: str, resume: str | None = None, rerun: str | None = None) -> dict[str, Any]:
+        threads = torch.get_num_threads()
+        try:
+            return training.train(open_session(config, sets, resume=resume, rerun=rerun), progress=Quiet())
+        finally:
+            torch.set_num_threads(threads)
+
+    return run
+
+
+def read_losses(run: Path) -> list[tuple[int, float]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+@pytest.fixture
+def losses() -> Callable[[Path], list[tuple[int, float]]]:
+    """(step, loss) of every step that a run has written down."""
+    return read_losses
