@@ -18,9 +18,12 @@ from torch import Tensor
 
 from clipkit.config import Config, FeatureText
 from clipkit.config_file import load_config
+from clipkit.data.decode import fastest_decoder
+from clipkit.data.pixels import EncodedImages
 from clipkit.data.tokenizer import load_tokenizer
-from clipkit.errors import CheckpointError, ModelError, first_line
+from clipkit.errors import CheckpointError, DataError, ModelError, first_line
 from clipkit.hardware import choose_device
+from clipkit.ingest.header import BadImage
 from clipkit.models import DualEncoder, build_model
 from clipkit.runs import find_checkpoint, read_meta
 from clipkit.types import Tokenizer, Tokens
@@ -56,10 +59,32 @@ class Encoder:
 
         return self._encode(encode, texts, batch_size=batch_size)
 
+    def encode_images(self, images: Sequence[bytes | Path], *, batch_size: int = 64) -> np.ndarray:
+        """(n, D) float32, of encoded images or files of them. Raises DataError for one that is no image."""
+        pixels = EncodedImages(self.config.data, fastest_decoder())
+        size_px = self.model.image_spec.size_px
+
+        def encode(part: Sequence[bytes | Path]) -> Tensor:
+            out_BHWC = np.empty((len(part), size_px, size_px, 3), dtype=np.uint8)
+            for image, out in zip(part, out_BHWC, strict=True):
+                _render(pixels, image, out)
+            return self.model.encode_image(torch.from_numpy(out_BHWC).to(self.model.device))
+
+        return self._encode(encode, images, batch_size=batch_size)
+
     def _encode(self, encode: Callable[[Sequence[T]], Tensor], inputs: Sequence[T], *, batch_size: int) -> np.ndarray:
         with torch.inference_mode():
             parts = [encode(part).float().cpu().numpy() for part in _batches(inputs, batch_size)]
         return np.concatenate([np.empty((0, self.model.embedding_dim), dtype=np.float32), *parts])
+
+
+def _render(pixels: EncodedImages, image: bytes | Path, out: np.ndarray) -> None:
+    name = f"`{image}`" if isinstance(image, Path) else "an image"
+    try:
+        data = image.read_bytes() if isinstance(image, Path) else image
+        pixels.render(memoryview(data), None, None, out)
+    except (OSError, BadImage) as error:
+        raise DataError(f"{name} cannot be read as an image: {first_line(error)}") from error
 
 
 def _batches(inputs: Sequence[T], size: int) -> Iterator[Sequence[T]]:

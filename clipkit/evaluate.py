@@ -73,6 +73,9 @@ def evaluate(
     owner_M = torch.from_numpy(gallery.caption_to_image).to(image_ND.device)
     if picture is not None:
         save_picture(picture, find_answers(dataset, gallery.rows, image_ND=image_ND, text_MD=text_MD, owner_M=owner_M))
+    if picture is not None:
+        answers = find_answers(dataset, gallery.rows, image_ND=image_ND, text_MD=text_MD, owner_M=owner_M)
+        save_picture(picture, answers)
     return {
         "run": str(run),
         "checkpoint": str(model.checkpoint),
@@ -142,9 +145,9 @@ def _select_asked(dataset: Dataset, *, split: str | None, where: str | None) -> 
     condition = " and ".join(conditions)
     rows = dataset.select(condition)
     if not len(rows):
-        what = f"the split `{split}` of `{dataset.uri}` is empty" if where is None else f"`{where}` chooses no row"
+        what = f"the split `{split}`" if where is None else f"`{condition}`"
         splits = _splits(dataset, dataset.select())
-        raise DataError(what, f"`{dataset.uri}` has the splits {_listed(splits)}" if splits else "")
+        raise DataError(f"{what} of `{dataset.uri}` is empty", f"it has the splits {_listed(splits)}" if splits else "")
     return Selection(rows, condition, split if split is not None else _only_split(dataset, rows))
 
 
@@ -192,10 +195,10 @@ def count_trained_on(config: Config, meta: dict[str, Any], dataset: Dataset, row
         seen.update(image_id for image_id in _ids(trained, chosen) if image_id in ids)
     if seen:
         log.warning(
-            "%d of the %d images were trained on (%s): these numbers do not say how the model does on new images",
+            "the run was trained on %d of these %d images (`data.train: %s`): the numbers flatter it on new ones",
             len(seen),
             len(rows),
-            "by the training filter" if config.data.train else "the run trained on every row of its dataset",
+            config.data.train or "every row",
         )
     return len(seen)
 

@@ -5,6 +5,7 @@ Shapes: N images, M captions, D the embedding.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from clipkit.distributed import gather_arrays
 from clipkit.models import DualEncoder
 from clipkit.types import Gallery, Tokens
+
+log = logging.getLogger("clipkit.tasks")
 
 
 @contextmanager
@@ -44,15 +47,19 @@ def embed_gallery(
     `progress` is told how many images or captions each batch had.
     """
     images, texts = _Rows(), _Rows()
+    num_undecodable = 0
     with evaluating(model):
         for batch in gallery.image_batches(batch_size, rank, world):
             pixels = batch.images if batch.images is not None else batch.image_features
             assert pixels is not None
             images.add(np.searchsorted(gallery.rows, batch.rows), model.encode_image(pixels.to(model.device)))
+            num_undecodable += batch.num_replaced
             progress(len(batch))
         for positions, captions in gallery.text_batches(batch_size, rank, world):
             texts.add(positions, model.encode_text(_on_device(captions, model.device)))
             progress(len(positions))
+        if num_undecodable:
+            log.warning("%d images cannot be decoded: they are measured as if they were black", num_undecodable)
         dim = model.embedding_dim
         return (
             images.whole(gallery.num_images, dim=dim, device=model.device),

@@ -1,0 +1,208 @@
+"""`clipkit eval` on a run of the real command: what it reports, chooses, warns of and refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from clipkit import encoder, metrics
+from clipkit.errors import CheckpointError, DataError
+
+CONFIG = """
+run: {{name: small, dir: {folder}/run}}
+data:
+  dataset: {folder}/shapes.lance
+  train: "split = 'train'"
+  validation: "split = 'test' and twin_of is null"
+  image_size: 32
+model:
+  image: {{kind: timm, name: resnet10t}}
+  text: {{kind: transformers, architecture: {{hidden_size: 32, layers: 1, heads: 2}}}}
+  embedding_dim: 32
+optim:
+  groups: {{image_encoder: {{lr: 1e-3}}, text_encoder: {{lr: 1e-3}}, heads: {{lr: 1e-3}}}}
+train: {{duration: 4st, batch_size: 16, validate_every: 2st, checkpoint_every: 2st, threads: 1}}
+"""
+RunCli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def workplace(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory, run_cli: RunCli) -> Path:
+    """A folder with `shapes.lance` and a `run` of four steps on it."""
+    folder = tmp_path_factory.mktemp("eval")
+    (folder / "config.yaml").write_text(CONFIG.format(folder=folder))
+    for command in (["ingest", shapes_dir, folder / "shapes.lance"], ["train", "--config", folder / "config.yaml"]):
+        done = run_cli(*command)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def evaluate(workplace: Path, run_cli: RunCli) -> Callable[..., dict[str, Any]]:
+    def run(*options: str | Path, dataset: Path | None = None) -> dict[str, Any]:
+        done = run_cli("eval", workplace / "run", dataset or workplace / "shapes.lance", "--json", *options)
+        assert done.returncode == 0, done.stderr
+        return {**json.loads(done.stdout), "stderr": done.stderr}
+
+    return run
+
+
+def test_report_is_what_brute_force_finds(workplace: Path, evaluate: Callable[..., dict[str, Any]]) -> None:
+    report = evaluate("--split", "test")
+    model = encoder.load(workplace / "run")
+    table = lance.dataset(workplace / "shapes.lance").to_table(filter="split = 'test'").to_pylist()
+    image = torch.from_numpy(model.encode_images([row["image"] for row in table]))
+    text = torch.from_numpy(model.encode_texts([caption for row in table for caption in row["captions"]]))
+    owner = torch.arange(len(table)).repeat_interleave(5)
+    assert (report["num_images"], report["num_captions"]) == (len(table), 5 * len(table))
+    assert report["text_to_image"] == pytest.approx(
+        metrics.retrieval(image, text, owner)["text_to_image"], abs=0.02, rel=0.02
+    )
+    assert set(report["image_to_text"]) == {"recall@1", "recall@5", "recall@10", "median_rank", "mean_rank"}
+    assert report["step"] in (2, 4)
+    assert (report["split"], report["dataset_version"]) == ("test", 1)
+    assert "ties count against the model" in report["protocol"]
+    assert report["trained_on"] == 0
+    assert "trained on" not in report["stderr"]
+
+
+def test_twins_are_reported_apart(evaluate: Callable[..., dict[str, Any]]) -> None:
+    report = evaluate("--split", "test")
+    assert report["without_twins"]["num_images"] == report["num_images"] // 2
+    assert report["without_twins"]["text_to_image"]["mean_rank"] < report["text_to_image"]["mean_rank"]
+    assert sum(kind["num_pairs"] for kind in report["twins"].values()) == report["num_images"] // 2
+    assert all(0 <= kind["accuracy"] <= 1 for kind in report["twins"].values())
+    assert set(report["twins"]) == {"colors", "places"}
+
+
+def test_the_runs_own_validation_rows_are_the_default(evaluate: Callable[..., dict[str, Any]]) -> None:
+    report = evaluate()
+    assert report["where"] == "split = 'test' and twin_of is null"
+    assert report["split"] == "test"
+    assert report["num_images"] == evaluate("--split", "test")["num_images"] // 2
+
+
+def test_rows_that_were_trained_on_are_warned_of(evaluate: Callable[..., dict[str, Any]]) -> None:
+    report = evaluate("--where", "split = 'train' or split = 'test'", "--checkpoint", "2")
+    assert report["split"] is None
+    assert report["step"] == 2
+    assert 0 < report["trained_on"] < report["num_images"]
+    assert f"warning: the run was trained on {report['trained_on']} of these" in report["stderr"]
+
+
+def test_another_dataset_with_one_split_or_none(
+    workplace: Path, evaluate: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    rows = lance.dataset(workplace / "shapes.lance").to_table(columns=["image_id", "image", "captions"], limit=12)
+    lance.write_dataset(rows, tmp_path / "plain.lance")
+    report = evaluate(dataset=tmp_path / "plain.lance")
+    assert (report["num_images"], report["split"], report["where"]) == (12, None, None)
+    assert "twins" not in report
+    assert "does not work here" in report["stderr"]
+    lance.write_dataset(rows.append_column("split", pa.array(["new"] * 12)), tmp_path / "one.lance")
+    assert evaluate(dataset=tmp_path / "one.lance")["split"] == "new"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split", "dev"], "the split `dev`"),
+        (["--where", "width > 9000"], "`(width > 9000)` of"),
+        (["--where", "colour = 3"], "the filter"),
+        (["--checkpoint", "3"], "no checkpoint `3`"),
+        (["--device", "abacus"], "`abacus`"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(workplace: Path, run_cli: RunCli, options: list[str], message: str) -> None:
+    done = run_cli("eval", workplace / "run", workplace / "shapes.lance", *options)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "error: " in done.stderr
+    assert message in done.stderr
+    assert "hint: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_several_splits_must_be_chosen_from(workplace: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    rows = lance.dataset(workplace / "shapes.lance").to_table(columns=["image_id", "image", "captions"], limit=12)
+    lance.write_dataset(rows.append_column("split", pa.array(["a", "b"] * 6)), tmp_path / "two.lance")
+    done = run_cli("eval", workplace / "run", tmp_path / "two.lance")
+    assert done.returncode == 1
+    assert "`a` (6 rows), `b` (6 rows)" in done.stderr
+    assert "--split NAME" in done.stderr
+
+
+def test_a_truncated_best_checkpoint_falls_back_and_says_so(workplace: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(workplace / "run", run)
+    best = json.loads((run / "checkpoints" / "best.json").read_text())["step"]
+    weights = run / "checkpoints" / f"step-{best:08d}" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    done = run_cli("eval", run, workplace / "shapes.lance", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 6 - best
+    assert "is damaged" in done.stderr
+
+
+def test_a_checkpoint_of_another_model_is_refused(workplace: Path, tmp_path: Path) -> None:
+    source = sorted((workplace / "run" / "checkpoints").glob("step-*"))[-1]
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(source, checkpoint)
+    config = checkpoint / "config.yaml"
+    config.write_text(config.read_text().replace("embedding_dim: 32", "embedding_dim: 16"))
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    del meta["files"]["config.yaml"]  # else the checksum speaks first
+    (checkpoint / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(CheckpointError, match="another model"):
+        encoder.load(checkpoint)
+
+
+def test_table_and_picture(workplace: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    picture = tmp_path / "found.png"
+    done = run_cli("eval", workplace / "run", workplace / "shapes.lance", "--split", "test", "--picture", picture)
+    assert done.returncode == 0, done.stderr
+    for expected in (
+        "step",
+        "version 1",
+        "split `test`",
+        "recall@10",
+        "median rank",
+        "text to image",
+        "twins by colors",
+    ):
+        assert expected in done.stdout
+    with Image.open(picture) as image:
+        assert image.width > 500
+
+
+def test_the_encoder_reads_files_bytes_and_texts(workplace: Path, shapes_dir: Path, tmp_path: Path) -> None:
+    model = encoder.load(workplace / "run", checkpoint="last")
+    files = sorted((shapes_dir / "Images").iterdir())[:3]
+    vectors = model.encode_images([files[0], files[1].read_bytes(), files[2]], batch_size=2)
+    assert vectors.shape == (3, 32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(model.encode_images(files), vectors, rtol=1e-3, atol=1e-5)
+    assert model.encode_texts([]).shape == (0, 32)
+    assert model.encode_texts(["a red circle", "a blue star"]).shape == (2, 32)
+    (tmp_path / "torn.jpg").write_bytes(files[0].read_bytes()[:100])
+    with pytest.raises(DataError, match=r"torn\.jpg"):
+        model.encode_images([tmp_path / "torn.jpg"])
+
+
+def test_a_script_can_use_the_library(workplace: Path) -> None:
+    code = (
+        "from clipkit.evaluate import evaluate; "
+        f"print(evaluate({str(workplace / 'run')!r}, {str(workplace / 'shapes.lance')!r}, split='test')['num_images'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 40
