@@ -59,8 +59,10 @@ class Document:
         return True
 
     def rename(self, path: KeyPath, name: str) -> None:
-        """Give a key another name; the value keeps its origin."""
+        """Give a key another name, if it is there; the value keeps its origin."""
         parent = self._container(path[:-1])
+        if not isinstance(parent, dict) or path[-1] not in parent:
+            return
         parent[name] = parent.pop(path[-1])
         for old, origin in list(self.origins.items()):
             if old[: len(path)] == path:
@@ -81,7 +83,8 @@ class Document:
     def _container(self, path: KeyPath) -> Any:
         here: Any = self.values
         for part in path:
-            here = here[part] if isinstance(here, dict) and part in here else None
+            known = part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int)
+            here = here[part] if known else None
         return here
 
 
@@ -110,9 +113,7 @@ def apply_set(document: Document, assignment: str, *, number: int) -> None:
     document.origins = {old: where for old, where in document.origins.items() if old[: len(path)] != path}
     origin = Origin(AFTER_THE_FILE + number, f"--set {key.strip()}")
     if not equals or not all(path):
-        document.problems.append(
-            Problem(origin, "", f"`{assignment}` is not KEY=VALUE, such as `train.batch_size=64`")
-        )
+        document.problems.append(Problem(origin, "", f"`{assignment}` is not KEY=VALUE, such as `train.batch_size=64`"))
         return
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)

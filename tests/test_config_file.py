@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from clipkit.config import Config, InfoNCE, RandomResizedCrop, Sigmoid
 from clipkit.config_file import dump_config, load_config, parse_config
@@ -214,6 +218,19 @@ class TestProblems:
         ]
         assert found == expected
 
+    def test_sections_in_a_list(self) -> None:
+        found = problems(
+            SMALL.replace(
+                "dataset: a.lance", "sources:\n  - {datset: a, weight: -1}\n  - {dataset: b, wieght: 1}\n  - c"
+            )
+        )
+        assert found == [
+            "x.yaml:3: data.sources.0.datset: unknown key; did you mean `dataset`?",
+            "x.yaml:3: data.sources.0.weight: must be more than 0, not `-1`",
+            "x.yaml:4: data.sources.1.wieght: unknown key; did you mean `weight`?",
+            "x.yaml:5: data.sources.2: must be a section with keys, not `c`",
+        ]
+
     def test_what_a_first_problem_explains_is_not_told(self) -> None:
         """The batch size is wrong, so nothing follows from its default; the misspelt `name` is not missing too."""
         found = problems(SMALL + "train: {batch_size: many, accumulate: 3}")
@@ -245,6 +262,42 @@ class TestProblems:
         (tmp_path / "latin.yaml").write_bytes(b"run: {name: \xff}")
         with pytest.raises(ConfigError, match="cannot be read"):
             load_config(tmp_path / "latin.yaml")
+
+
+def test_whatever_is_wrong_is_reported_and_never_a_crash() -> None:
+    """Configs with random keys dropped, misspelt, or given values that make no sense."""
+    rng = random.Random(0)
+    bases = [yaml.safe_load(dump_config(load_config(path))) for path in CONFIGS]
+    for _ in range(400):
+        values = copy.deepcopy(rng.choice(bases))
+        for _ in range(rng.randint(1, 4)):
+            _spoil(values, rng)
+        try:
+            config = parse(yaml.safe_dump(values))
+        except ConfigError as error:
+            assert "x.yaml:" in error.message
+        else:
+            assert parse(dump_config(config)) == config
+
+
+def _spoil(values: Any, rng: random.Random) -> None:
+    nonsense = [None, True, -1, 1.5, float("nan"), "x", [], [1], {}, {"kind": "timm"}, {"kind": [1]}, {"a": {}}, [{}]]
+    while isinstance(values, dict) and values:
+        key = rng.choice(list(values))
+        if rng.random() < 0.4 or not isinstance(values[key], dict):
+            break
+        values = values[key]
+    else:
+        return
+    change = rng.choice(["replace", "misspell", "drop", "add"])
+    if change == "replace":
+        values[key] = copy.deepcopy(rng.choice(nonsense))
+    elif change == "misspell":
+        values[key[:-1]] = values.pop(key)
+    elif change == "drop":
+        del values[key]
+    else:
+        values[rng.choice(["kind", "lr", "foo"])] = copy.deepcopy(rng.choice(nonsense))
 
 
 class TestReference:
