@@ -6,4 +6,15 @@ import typer
 
 from clipkit.commands import config, corpus, doctor, evaluate, info, ingest, sample, show, train
 
-COMMANDS: tuple[Callable[[typer.Typer], None], ...] = (ingest.register, train.register, evaluate.register, sample.register, config.register, doctor.register, info.register, show.register, corpus.register)
+# In the order of `clipkit --help`, which is that of the work.
+COMMANDS: tuple[Callable[[typer.Typer], None], ...] = (
+    ingest.register,
+    info.register,
+    show.register,
+    corpus.register,
+    train.register,
+    evaluate.register,
+    config.register,
+    doctor.register,
+    sample.register,
+)
