@@ -30,9 +30,6 @@ def evaluate(
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw what is found for five of the captions.")
     ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Draw five captions with the images found for each.")
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure a run's retrieval on a dataset, both ways."""
