@@ -73,9 +73,6 @@ def evaluate(
     owner_M = torch.from_numpy(gallery.caption_to_image).to(image_ND.device)
     if picture is not None:
         save_picture(picture, find_answers(dataset, gallery.rows, image_ND=image_ND, text_MD=text_MD, owner_M=owner_M))
-    if picture is not None:
-        answers = find_answers(dataset, gallery.rows, image_ND=image_ND, text_MD=text_MD, owner_M=owner_M)
-        save_picture(picture, answers)
     return {
         "run": str(run),
         "checkpoint": str(model.checkpoint),
