@@ -149,24 +149,45 @@ def check_vocabulary(tokenizer: FastTokenizer, *, name: str) -> None:
 def train_tokenizer(
     captions: Iterable[str], *, vocab_size: int, lowercase: bool, max_tokens: int, padding: Padding
 ) -> FastTokenizer:
-    """A BERT-like WordPiece tokenizer of these captions' words. Accents are kept, composed (NFC)."""
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    steps: list[Any] = [
-        normalizers.NFC(),
-        normalizers.BertNormalizer(clean_text=True, strip_accents=False, lowercase=lowercase),
-    ]
-    backend.normalizer = normalizers.Sequence(steps)
+    """A BERT-like WordPiece tokenizer of these captions' words, the same for the same captions. Accents are kept,
+    composed (NFC)."""
+    captions = list(captions)
+    normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.BertNormalizer(clean_text=True, strip_accents=False, lowercase=lowercase),
+        ]
+    )
+    special = list(SPECIAL_TOKENS.values())
+    trained = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizer
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The library numbers letters in the order of a hash table, and so breaks ties between pieces at random: given as
+    # special tokens they are numbered in order. In the tokenizer itself they are nothing special.
+    letters = _letters(normalizer.normalize_str(caption) for caption in captions)
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[*special, *letters], show_progress=False)
+    trained.train_from_iterator(captions, trainer)
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab=trained.get_vocab(), unk_token="[UNK]"))
+    backend.normalizer = normalizer
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    special = list(SPECIAL_TOKENS.values())
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    backend.train_from_iterator(captions, trainer)
     ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
     library = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=max_tokens, **SPECIAL_TOKENS)
     return FastTokenizer(library, max_tokens=max_tokens, padding=padding)
+
+
+def _letters(texts: Iterable[str]) -> list[str]:
+    """The letters that words begin with, and those that go on with them (`##a`), in order."""
+    first: set[str] = set()
+    later: set[str] = set()
+    for text in texts:
+        for word in text.split():
+            first.update(word)  # punctuation within splits a word, so that any letter can be a first one
+            later.update(word[1:])
+    return [*sorted(first), *(f"##{letter}" for letter in sorted(later))]
 
 
 def truncated_share(tokenizer: FastTokenizer, captions: Sequence[str]) -> float:
