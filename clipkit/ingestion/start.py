@@ -17,7 +17,7 @@ from clipkit.ingest import detect
 from clipkit.ingestion.options import IMAGE_OPTIONS, READ_OPTIONS, IngestOptions, describe, fingerprint
 from clipkit.ingestion.summary import Summary
 from clipkit.store import commit
-from clipkit.store.provenance import provenances
+from clipkit.store.provenance import first_provenance, provenances
 from clipkit.store.rejections import dataset_name, read_rejections, rejections_path
 from clipkit.store.schema import Columns, is_blob
 from clipkit.store.shards import discard
@@ -53,24 +53,17 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
     formats = [options.read.format or detect(source) for source in sources]
     description = describe(sources, options, formats=formats)
     mark = fingerprint(kind, description)
-    if staging.plan is not None and commit.is_committed(out, staging.receipts):
-        staging.clear()  # the crash fell between the commit and this
-    if staging.plan is not None and not options.resume and options.mode == "overwrite":
-        discard(out, staging, has_versions=current is not None)
+    _settle_leftovers(out, options, staging, has_versions=current is not None)
     if staging.plan is not None:
-        if not options.resume:
-            raise DataError(
-                f"an ingest into `{out}` was interrupted, and its finished shards are still there",
-                "go on with the same command and --resume, or start over with --overwrite",
-            )
         _check_same(out, staging.plan, mark, description)
-        logger.info("resuming: %d rows are there", sum((r.counts.rows for r in staging.receipts), 0))
+        logger.info("resuming: %d rows are there", sum(receipt.counts.rows for receipt in staging.receipts))
         return Job(staging.plan, sources, options, only_ids)
-    if current is not None:
-        if options.resume and (found := _find_ingest(out, mark)) is not None:
+    if current is not None and kind == "replace":
+        done = first_provenance(lance.dataset(out))
+        if options.resume and done.get("fingerprint") == mark:
             logger.info("`%s` is finished: nothing to resume", out)
-            return Finished(_summary_of(out, found))
-        if options.mode == "create" and options.retry is None:
+            return Finished(_summary_of(out, done))
+        if options.mode == "create":
             raise DataError(
                 f"`{out}` exists already" + (", from other sources or options" if options.resume else ""),
                 "replace it with --overwrite, or add to it with --append or --upsert",
@@ -85,6 +78,22 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
     )
     staging.begin(plan)
     return Job(plan, sources, options, only_ids)
+
+
+def _settle_leftovers(out: str, options: IngestOptions, staging: Staging, *, has_versions: bool) -> None:
+    """Forget what an earlier attempt left behind, unless it is to be gone on with; refuse where that is not said."""
+    if staging.plan is None:
+        return
+    if not staging.receipts or commit.is_committed(out, staging.receipts):
+        staging.clear()  # it finished no shard, or crashed after its commit
+    elif options.mode == "overwrite" and not options.resume:
+        discard(out, staging, has_versions=has_versions)
+    elif not options.resume:
+        raise DataError(
+            f"an ingest into `{out}` was interrupted, and its finished shards are still there",
+            "go on with the same command and --resume, or start over with --overwrite; to forget them, remove "
+            f"`{staging.folder}`",
+        )
 
 
 def _kind(options: IngestOptions, current: int | None) -> Kind:
@@ -104,11 +113,6 @@ def _check_same(out: str, plan: Plan, mark: str, description: Mapping[str, Any])
         + (f" (it differs in {', '.join(differences)})" if differences else f" (--{plan.kind})"),
         "resume it with the command that began it, or start over with --overwrite",
     )
-
-
-def _find_ingest(out: str, mark: str) -> Mapping[str, Any] | None:
-    """The provenance in the newest version of the ingest with this fingerprint."""
-    return next((found for found in provenances(out) if found.get("fingerprint") == mark), None)
 
 
 def _summary_of(out: str, provenance: Mapping[str, Any]) -> Summary:

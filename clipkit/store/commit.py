@@ -119,7 +119,7 @@ def _refuse_known_ids(
             if image_id in new_ids:
                 raise DataError(
                     f"somebody else added `{image_id}` to `{dataset.uri}` since version {base_version}",
-                    "nothing was changed; remove the folder of what was staged and append again",
+                    "nothing was changed; remove what was staged (`_ingest` in the dataset), and append again",
                 )
 
 
