@@ -78,6 +78,13 @@ def test_a_dataset_of_somebody_else(tmp_path: Path) -> None:
         find_leaks(str(tmp_path / "x.lance"))
 
 
+def test_rows_without_a_split(tmp_path: Path) -> None:
+    columns = {"image_id": ["a", "b", "c"], "image": [make_image(n) for n in range(3)], "captions": ["x", "y", "z"]}
+    lance.write_dataset(pa.table({**columns, "split": ["train", None, "test"]}), str(tmp_path / "x.lance"))
+    found = describe(str(tmp_path / "x.lance"))
+    assert (found.splits, found.num_without_split) == ({"test": 1, "train": 1}, 1)
+
+
 def test_versions_and_tags(shapes_lance: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes_lance, tmp_path / "x.lance")
     dataset = lance.dataset(str(tmp_path / "x.lance"))

@@ -49,25 +49,56 @@ class ArrowTable:
         try:
             files = _load_json(folder / STATE_FILE)["_data_files"]
             self._files = [folder / str(file["filename"]) for file in files]
-            with _open(self._files[0]) as stream, pa.ipc.open_stream(stream) as reader:
+            with pa.memory_map(str(self._files[0])) as stream, pa.ipc.open_stream(stream) as reader:
                 self.schema = reader.schema
         except (KeyError, TypeError, IndexError, OSError, pa.ArrowInvalid) as error:
             raise DataError(f"`{folder}` is no dataset saved by `datasets`: {error}", "is it complete?") from error
 
     def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
+        has_images = any(pa.types.is_nested(self.schema.field(c).type) for c in columns if c in self.schema.names)
         number = 0
         for file in self._files:
-            with _open(file) as stream, pa.ipc.open_stream(stream) as reader:
-                for batch in reader:
-                    for offset in range(max(0, start - number), batch.num_rows, BATCH_ROWS):
+            for num_rows, batch in _batches(file, start - number, is_read=has_images):
+                if batch is not None:
+                    for offset in range(max(0, start - number), num_rows, BATCH_ROWS):
                         piece = batch.slice(offset, BATCH_ROWS)
-                        yield from batch_rows(piece, columns, number + offset, file.name)
-                    number += batch.num_rows
+                        yield from batch_rows(piece, columns, number + offset, f"{file.parent.name}/{file.name}")
+                number += num_rows
 
 
-def _open(file: Path) -> pa.MemoryMappedFile:
-    # Mapped, so that columns that are not asked for and batches that are passed over are never read.
-    return pa.memory_map(str(file))
+def _batches(file: Path, skip: int, *, is_read: bool) -> Iterator[tuple[int, pa.RecordBatch | None]]:
+    """Each batch's rows and the batch itself, None where it ends before the `skip`th row.
+
+    The file is mapped, so that what is passed over and columns that are not asked for are not read; what is to be
+    read in full is read as a stream, for mapped pages would count as this process's memory.
+    """
+    try:
+        with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as reader:
+            place = mapped.tell()
+            for batch in reader:
+                is_passed_over = batch.num_rows <= skip
+                if is_read and not is_passed_over:
+                    break
+                yield batch.num_rows, None if is_passed_over else batch
+                skip -= batch.num_rows
+                place = mapped.tell()
+            else:
+                return
+            schema = reader.schema
+        with pa.OSFile(str(file)) as stream:
+            stream.seek(place)
+            while (message := _next_message(stream)) is not None:
+                batch = pa.ipc.read_record_batch(message, schema)
+                yield batch.num_rows, batch
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"`{file}` cannot be read on: {error}", "is the file complete?") from error
+
+
+def _next_message(stream: pa.NativeFile) -> pa.ipc.Message | None:
+    try:
+        return pa.ipc.read_message(stream)
+    except EOFError:
+        return None
 
 
 def _load_json(file: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -64,4 +63,11 @@ def test_incomplete_folder(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(DataError, match="no dataset saved by"):
         list(ingest.read(str(tmp_path / "saved"), ReadOptions()))
-    shutil.rmtree(tmp_path / "saved")
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    make_dataset(range(300)).save_to_disk(tmp_path / "saved")
+    [file] = (tmp_path / "saved").glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:-20_000])
+    with pytest.raises(DataError, match="cannot be read on"):
+        list(ingest.read(str(tmp_path / "saved"), ReadOptions()))
