@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import typer
 
-from clipkit.commands import config, corpus, doctor, evaluate, info, ingest, sample, show, train
+from clipkit.commands import bench, cache, config, corpus, doctor, evaluate, info, ingest, sample, show, train
 
 # In the order of `clipkit --help`, which is that of the work.
 COMMANDS: tuple[Callable[[typer.Typer], None], ...] = (
@@ -12,6 +12,8 @@ COMMANDS: tuple[Callable[[typer.Typer], None], ...] = (
     info.register,
     show.register,
     corpus.register,
+    cache.register,
+    bench.register,
     train.register,
     evaluate.register,
     config.register,

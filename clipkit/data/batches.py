@@ -120,12 +120,21 @@ class BatchMaker:
     def read(self, step: int) -> Work:
         """Everything of a batch but its pixels: rows, texts, tokens, encoded images or stored features."""
         drawn = order.draw(self.order, step, rank=self._rank, world=self._world)
-        epoch = step // order.steps_per_epoch(self.order)
+        return self._read(step, step // order.steps_per_epoch(self.order), drawn)
+
+    def make_samples(self, drawn: Draw) -> Batch:
+        """A batch of these very samples, by the calling thread."""
+        work = self._read(0, 0, drawn)
+        self.decode(work, 0, len(work))
+        return self.finish(work)
+
+    def _read(self, step: int, epoch: int, drawn: Draw) -> Work:
         with self.clock.time("read"):
             work = self._gather(step, epoch, drawn)
         if self._tokenizer is not None:
             with self.clock.time("tokenize"):
-                work.tokens = self._tokenizer(work.texts.captions)
+                ids = work.texts.token_ids
+                work.tokens = self._tokenizer(work.texts.captions) if ids is None else self._tokenizer.pad(ids)
         if self._images is not None:
             shape = (len(work), self._size_px, self._size_px, 3)
             work.images = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
@@ -263,10 +272,12 @@ def _merge(parts: Sequence[tuple[np.ndarray, Work]], drawn: Draw) -> Work:
         present = [tensor for tensor in tensors if tensor is not None]
         return torch.cat(present)[places] if present else None
 
+    ids = [work.texts.token_ids for work in works if work.texts.token_ids is not None]
     sizes = [work.texts.sizes for work in works if work.texts.sizes is not None]
     texts = Texts(
         scatter([work.texts.image_ids for work in works]),
         scatter([work.texts.captions for work in works]),
+        scatter(ids) if len(ids) == len(works) else None,
         scatter(sizes) if len(sizes) == len(works) else None,
     )
     numbers = [work.uniforms for work in works if work.uniforms is not None]

@@ -13,10 +13,12 @@ import pyarrow as pa
 from clipkit.config import DataConfig
 from clipkit.data.columns import SmallColumns
 from clipkit.data.random import key, uniforms
+from clipkit.data.tokens import token_column
 from clipkit.errors import DataError
 from clipkit.store import Columns, Dataset
 from clipkit.store.dataset import as_captions
 from clipkit.store.schema import ORIENTATION
+from clipkit.types import Tokenizer
 
 CAPTION_PURPOSE = 1
 SIZE_COLUMNS = ("width", "height", ORIENTATION)
@@ -28,6 +30,7 @@ class Texts:
 
     image_ids: list[str]
     captions: list[str]
+    token_ids: list[list[int]] | None  # of the captions, where the dataset keeps them
     sizes: list[tuple[int, int, int]] | None  # width, height, orientation
 
 
@@ -37,7 +40,9 @@ class Corpus:
     Pickles to the dataset's address and version; refuses to be used in a forked process, where Lance crashes.
     """
 
-    def __init__(self, dataset: Dataset, rows: np.ndarray, config: DataConfig, *, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, rows: np.ndarray, config: DataConfig, *, seed: int, token_column: str | None = None
+    ) -> None:
         self.dataset = dataset
         self.rows = rows
         self.config = config
@@ -47,7 +52,10 @@ class Corpus:
         schema = set(dataset.schema.names)
         self._size_names = [name for name in SIZE_COLUMNS if name in schema]
         self._has_sizes = {"width", "height"} <= schema
+        self._token_column = token_column if token_column in schema else None
         names = [dataset.columns.image_id, dataset.columns.captions, *self._size_names]
+        if self._token_column is not None:
+            names.append(self._token_column)
         self._small = SmallColumns(dataset, names)
         self._first_sample = _caption_offsets(dataset, rows) if config.caption == "each" else None
 
@@ -55,7 +63,7 @@ class Corpus:
         return len(self.rows) if self._first_sample is None else int(self._first_sample[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.dataset, self.rows, self.config, self._seed)
+        return _rebuild, (self.dataset, self.rows, self.config, self._seed, self._token_column)
 
     @property
     def captions_per_row(self) -> np.ndarray | None:
@@ -82,11 +90,11 @@ class Corpus:
         captions = as_captions(values.column(1))
         if self._first_sample is not None:
             numbers = (samples - self._first_sample[places]).tolist()
-            chosen = [texts[number] for texts, number in zip(captions, numbers, strict=True)]
         else:
             draws = uniforms(self._caption_key, rows, epochs, count=1)[:, 0].tolist()
-            chosen = [self._choose(texts, draw) for texts, draw in zip(captions, draws, strict=True)]
-        return Texts(values.column(0).to_pylist(), chosen, self._sizes(values))
+            numbers = [self._choose(texts, draw) for texts, draw in zip(captions, draws, strict=True)]
+        chosen = [texts[number] if texts else "" for texts, number in zip(captions, numbers, strict=True)]
+        return Texts(values.column(0).to_pylist(), chosen, self._token_ids(values, numbers), self._sizes(values))
 
     def images(self, rows: np.ndarray) -> list[memoryview]:
         self.refuse_fork()
@@ -111,12 +119,19 @@ class Corpus:
     def close(self) -> None:
         self._small.close()
 
-    def _choose(self, captions: Sequence[str], draw: float) -> str:
-        if not captions:
-            return ""
+    def _choose(self, captions: Sequence[str], draw: float) -> int:
+        """Which of its captions a sample takes."""
         if self.config.caption == "longest":
-            return max(captions, key=len)
-        return captions[int(draw * len(captions))] if self.config.caption == "random" else captions[0]
+            return max(range(len(captions)), key=lambda number: len(captions[number]), default=0)
+        return int(draw * len(captions)) if self.config.caption == "random" else 0
+
+    def _token_ids(self, values: pa.RecordBatch, numbers: Sequence[int]) -> list[list[int]] | None:
+        if self._token_column is None:
+            return None
+        stored = values.column(self._token_column)
+        if stored.null_count:  # rows that came after the cache was made
+            return None
+        return [ids[number] for ids, number in zip(stored.to_pylist(), numbers, strict=True)]
 
     def _sizes(self, values: pa.RecordBatch) -> list[tuple[int, int, int]] | None:
         if not self._has_sizes:
@@ -129,7 +144,13 @@ class Corpus:
         return list(zip(widths, heights, turns, strict=True))
 
 
-def open_corpora(config: DataConfig, *, seed: int, datasets: Sequence[Dataset] | None = None) -> tuple[Corpus, ...]:
+def open_corpora(
+    config: DataConfig,
+    *,
+    seed: int,
+    tokenizer: Tokenizer | None = None,
+    datasets: Sequence[Dataset] | None = None,
+) -> tuple[Corpus, ...]:
     """The training samples of `data.dataset`, or of each of `data.sources`."""
     columns = Columns(config.image_id_column, config.image_column, config.captions_column)
     if config.dataset:
@@ -138,6 +159,7 @@ def open_corpora(config: DataConfig, *, seed: int, datasets: Sequence[Dataset] |
         chosen = [(source.dataset, source.train or config.train) for source in config.sources]
     if datasets is None:
         datasets = [Dataset(uri, columns=columns) for uri, _ in chosen]
+    tokens = token_column(tokenizer) if config.token_cache and tokenizer is not None else None
     corpora = []
     for dataset, (uri, where) in zip(datasets, chosen, strict=True):
         rows = dataset.select(where, limit=config.limit)
@@ -146,7 +168,7 @@ def open_corpora(config: DataConfig, *, seed: int, datasets: Sequence[Dataset] |
                 f"the training filter `{where}` chooses no row of `{uri}`",
                 "`clipkit info` tells its splits and columns",
             )
-        corpora.append(Corpus(dataset, rows, config, seed=seed))
+        corpora.append(Corpus(dataset, rows, config, seed=seed, token_column=tokens))
     return tuple(corpora)
 
 
@@ -159,5 +181,5 @@ def _caption_offsets(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(counts))])
 
 
-def _rebuild(dataset: Dataset, rows: np.ndarray, config: DataConfig, seed: int) -> Corpus:
-    return Corpus(dataset, rows, config, seed=seed)
+def _rebuild(dataset: Dataset, rows: np.ndarray, config: DataConfig, seed: int, token_column: str | None) -> Corpus:
+    return Corpus(dataset, rows, config, seed=seed, token_column=token_column)

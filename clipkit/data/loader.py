@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import cv2
 
-from clipkit.config import BlockShuffle, DataConfig
+from clipkit.config import DataConfig
 from clipkit.data import order
 from clipkit.data.batches import BatchMaker
-from clipkit.data.corpus import Corpus, open_corpora
-from clipkit.data.order import BlockOrder, Order, ShuffledOrder, StoredOrder
+from clipkit.data.corpus import open_corpora
+from clipkit.data.orders import build_order
 from clipkit.data.pipeline import ThreadPipeline
 from clipkit.data.processes import ProcessPipeline
 from clipkit.errors import DataError
@@ -93,7 +93,7 @@ def build_loader(
     datasets: Sequence[Dataset] | None = None,
 ) -> Loader:
     """The training loader; `datasets` are `data.dataset` or `data.sources` where they are open already."""
-    corpora = open_corpora(config, seed=seed, datasets=datasets)
+    corpora = open_corpora(config, seed=seed, tokenizer=tokenizer, datasets=datasets)
     training_order = build_order(config, corpora, batch_size=batch_size, seed=seed)
     if not order.steps_per_epoch(training_order):
         raise DataError(
@@ -111,13 +111,3 @@ def build_loader(
         world=world,
     )
     return Loader(maker)
-
-
-def build_order(config: DataConfig, corpora: Sequence[Corpus], *, batch_size: int, seed: int) -> Order:
-    """The order that the config asks for."""
-    num_samples = sum(map(len, corpora))
-    if config.shuffle is False:
-        return StoredOrder(num_samples, batch_size, config.drop_last)
-    if isinstance(config.shuffle, BlockShuffle):
-        return BlockOrder(num_samples, batch_size, config.shuffle.block, config.drop_last, seed)
-    return ShuffledOrder(num_samples, batch_size, config.drop_last, seed)

@@ -98,7 +98,7 @@ class StoredOrder:
     drop_last: bool = True
 
     def slice(self, epoch: int, start: int, stop: int) -> Draw:
-        return _of_epoch(np.arange(start, stop, dtype=np.int64), epoch)
+        return of_epoch(np.arange(start, stop, dtype=np.int64), epoch)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class ShuffledOrder:
 
     def slice(self, epoch: int, start: int, stop: int) -> Draw:
         permutation = Permutation(self.num_samples, seed=self.seed, epoch=epoch)
-        return _of_epoch(permutation(np.arange(start, stop, dtype=np.int64)), epoch)
+        return of_epoch(permutation(np.arange(start, stop, dtype=np.int64)), epoch)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class BlockOrder:
         for index in range(start // window, -(-stop // window)):
             offset = index * window
             parts.append(_window(self, epoch, index)[max(0, start - offset) : stop - offset])
-        return _of_epoch(np.concatenate(parts), epoch)
+        return of_epoch(np.concatenate(parts), epoch)
 
 
 @lru_cache(maxsize=4)
@@ -157,5 +157,5 @@ def _window(order: BlockOrder, epoch: int, index: int) -> np.ndarray:
     return np.concatenate(samples)[np.argsort(np.concatenate(turns), kind="stable")]
 
 
-def _of_epoch(samples: np.ndarray, epoch: int) -> Draw:
+def of_epoch(samples: np.ndarray, epoch: int) -> Draw:
     return Draw(samples, np.full(len(samples), epoch, dtype=np.int64))

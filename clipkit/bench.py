@@ -1,0 +1,286 @@
+"""`clipkit bench`: how fast the loader is against what decoding alone can do, and the step against no data at all."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from clipkit.config import Config, DataConfig, FeatureText, TransformersText
+from clipkit.data.corpus import open_corpora
+from clipkit.data.decode import choose_divisor, decode_with_opencv, fastest_decoder
+from clipkit.data.loader import Loader, build_loader
+from clipkit.data.pixels import cache_column
+from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
+from clipkit.hardware import usable_cores
+from clipkit.ingest.header import BadImage, ImageInfo, parse_header
+from clipkit.store import Dataset
+from clipkit.types import Batch, ImageSpec
+
+ROUNDS = 5
+CEILING_BYTES = 256_000_000
+CEILING_IMAGES = 4096
+TOKENIZER_ROWS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderReport:
+    images_per_s: float
+    ceiling_images_per_s: float | None
+    """Decoding (or cutting out of the cache) and resizing the same images from memory; none for stored features."""
+    ratio: float | None
+    first_batch_s: float
+    peak_rss_mb: float
+    stages_ms: dict[str, float]
+    """A batch's time in each stage, added up over threads; `wait` is what a consumer that does nothing waits."""
+    batch_size: int
+    workers: int
+    decoder: str
+    advice: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    samples_per_s: float
+    synthetic_samples_per_s: float
+    ratio: float
+    batch_size: int
+    device: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench_loader(
+    config: DataConfig, *, tokenizer: FastTokenizer | None, batch_size: int, seconds: float, seed: int = 0
+) -> LoaderReport:
+    """Measure loader and ceiling in turns for about so many seconds each, and report medians."""
+    spec = ImageSpec(config.image_size)
+    started = time.perf_counter()
+    loader = build_loader(config, spec=spec, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
+    with closing(loader), closing(loader.iterate()) as batches:
+        next(batches)
+        first_batch_s = time.perf_counter() - started
+    ceiling = None if config.features.image else _make_ceiling(config, seed=seed)
+    speeds, ceilings = [], []
+    clocks: dict[str, float] = {}
+    num_batches = 0
+    for _ in range(ROUNDS):
+        loader = build_loader(config, spec=spec, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
+        with closing(loader):
+            speeds.append(_loader_speed(loader, seconds / ROUNDS))
+            stats = loader.stats()
+        num_batches += stats.num_batches
+        for stage, spent_s in stats.stages_s.items():
+            clocks[stage] = clocks.get(stage, 0.0) + spent_s
+        if ceiling is not None:
+            ceilings.append(ceiling(seconds / ROUNDS))
+    images_per_s = statistics.median(speeds)
+    ceiling_per_s = statistics.median(ceilings) if ceilings else None
+    stages_ms = {stage: round(1000 * spent_s / num_batches, 3) for stage, spent_s in clocks.items()}
+    return LoaderReport(
+        images_per_s=round(images_per_s, 1),
+        ceiling_images_per_s=round(ceiling_per_s, 1) if ceiling_per_s else None,
+        ratio=round(images_per_s / ceiling_per_s, 3) if ceiling_per_s else None,
+        first_batch_s=round(first_batch_s, 3),
+        peak_rss_mb=round(_peak_rss_mb(), 1),
+        stages_ms=stages_ms,
+        batch_size=batch_size,
+        workers=usable_cores() if config.workers is None else config.workers,
+        decoder=_decoder_name(config),
+        advice=_advise(config, stages_ms, images_per_s, ceiling_per_s),
+    )
+
+
+def make_tokenizer(config: Config) -> FastTokenizer | None:
+    """The tokenizer that training by this config would use."""
+    text, data = config.model.text, config.data
+    if isinstance(text, FeatureText):
+        return None
+    if (source := text.tokenizer or text.name) is not None:
+        return load_tokenizer(source, max_tokens=data.max_tokens, padding=data.padding)
+    return _trained_tokenizer(text, data)
+
+
+def _trained_tokenizer(text: TransformersText, data: DataConfig) -> FastTokenizer:
+    assert text.architecture is not None
+    captions = [
+        caption
+        for corpus in open_corpora(data, seed=0)
+        for of_row in corpus.dataset.take_captions(corpus.rows[:TOKENIZER_ROWS])
+        for caption in of_row
+    ]
+    return train_tokenizer(
+        captions,
+        vocab_size=text.architecture.vocab_size,
+        lowercase=text.architecture.lowercase,
+        max_tokens=data.max_tokens,
+        padding=data.padding,
+    )
+
+
+def bench_step(
+    train_step: Callable[[Batch, int], object], loader: Loader, *, device: torch.device, num_steps: int
+) -> StepReport:
+    """Time the step on one batch again and again, and on the loader's batches, in turns."""
+    synthetic_s, real_s = [], []
+    step = 0
+    with closing(loader.iterate()) as batches:
+        batch = next(batches)
+        for _ in range(2):  # warm-up: kernels are chosen, memory is allocated
+            train_step(batch, step)
+        for _ in range(ROUNDS):
+            synthetic_s.append(_time_steps(lambda: batch, train_step, device, num_steps))
+            real_s.append(_time_steps(lambda: next(batches), train_step, device, num_steps))
+    size = len(batch)
+    synthetic, real = statistics.median(synthetic_s), statistics.median(real_s)
+    return StepReport(
+        samples_per_s=round(size / real, 1),
+        synthetic_samples_per_s=round(size / synthetic, 1),
+        ratio=round(synthetic / real, 3),
+        batch_size=size,
+        device=str(device),
+    )
+
+
+def _time_steps(
+    batch: Callable[[], Batch], train_step: Callable[[Batch, int], object], device: torch.device, num_steps: int
+) -> float:
+    """Seconds a step."""
+    _wait_for(device)
+    started = time.perf_counter()
+    for step in range(num_steps):
+        train_step(batch(), step)
+    _wait_for(device)
+    return (time.perf_counter() - started) / num_steps
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _loader_speed(loader: Loader, seconds: float) -> float:
+    """Images a second, from the second batch on."""
+    with closing(loader.iterate()) as batches:
+        next(batches)
+        started, count = time.perf_counter(), 0
+        for batch in batches:
+            count += len(batch)
+            if (spent_s := time.perf_counter() - started) > seconds:
+                return count / spent_s
+    raise AssertionError("an endless loader ended")
+
+
+def _make_ceiling(config: DataConfig, *, seed: int) -> Callable[[float], float]:
+    """A function that measures images a second of the fastest decoder and a resize alone, with nothing else to do."""
+    corpus = open_corpora(config, seed=seed)[0]
+    rows = corpus.rows[np.random.default_rng(seed).permutation(len(corpus.rows))[:CEILING_IMAGES]]
+    size_px, num_threads = config.image_size, usable_cores()
+    work = _cached_work(corpus.dataset, rows, config) if config.cache else _encoded_work(corpus.dataset, rows, config)
+    out = np.empty((len(work), size_px, size_px, 3), np.uint8)
+    cv2.setNumThreads(1)
+
+    def measure(seconds: float) -> float:
+        counts = [0] * num_threads
+        started = time.perf_counter()
+
+        def run(thread: int) -> None:
+            while True:
+                for place in range(thread, len(work), num_threads):
+                    cv2.resize(work[place](), (size_px, size_px), dst=out[place])
+                    counts[thread] += 1
+                    if counts[thread] % 16 == 0 and time.perf_counter() - started > seconds:
+                        return
+
+        threads = [threading.Thread(target=run, args=(thread,)) for thread in range(num_threads)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(counts) / (time.perf_counter() - started)
+
+    return measure
+
+
+def _encoded_work(dataset: Dataset, rows: np.ndarray, config: DataConfig) -> list[Callable[[], np.ndarray]]:
+    """For each JPEG the call that decodes it, its header read beforehand."""
+    jpeg = fastest_decoder()
+    work: list[Callable[[], np.ndarray]] = []
+    num_bytes = 0
+    for start in range(0, len(rows), 256):
+        for data in dataset.take_images(rows[start : start + 256]):
+            try:
+                info = parse_header(data)
+            except BadImage:
+                continue
+            if info.format != "jpeg":
+                continue
+            divisor = choose_divisor(info.width, info.height, config.image_size) if config.decode == "scaled" else 1
+            work.append(_call(jpeg, memoryview(bytes(data)), info, divisor))
+            num_bytes += len(data)
+        if num_bytes > CEILING_BYTES:
+            break
+    return work
+
+
+def _call(jpeg: Any, data: memoryview, info: ImageInfo, divisor: int) -> Callable[[], np.ndarray]:
+    return lambda: jpeg(data, info, divisor)
+
+
+def _cached_work(dataset: Dataset, rows: np.ndarray, config: DataConfig) -> list[Callable[[], np.ndarray]]:
+    assert config.cache is not None
+    side = config.cache
+    rows = rows[: CEILING_BYTES // (side * side * 3)]
+    pixels = dataset.take_vectors(rows, cache_column(side)).reshape(len(rows), side, side, 3)
+    return [lambda image=image: image for image in pixels]  # type: ignore[misc]
+
+
+def _decoder_name(config: DataConfig) -> str:
+    if config.cache:
+        return "pixel cache"
+    return "opencv" if fastest_decoder() is decode_with_opencv else "simplejpeg"
+
+
+def _peak_rss_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def _advise(
+    config: DataConfig, stages_ms: dict[str, float], images_per_s: float, ceiling_per_s: float | None
+) -> list[str]:
+    """What would make this loader faster, by where the time goes."""
+    advice = []
+    busy = {stage: spent for stage, spent in stages_ms.items() if stage != "wait"}
+    total = sum(busy.values()) or 1.0
+    if busy.get("decode", 0.0) > 0.6 * total and config.cache is None:
+        advice.append(
+            f"decoding takes {busy['decode'] / total:.0%} of the work: `clipkit cache DATASET --size "
+            f"{max(256, config.image_size)}` and `data.cache` decode once; `clipkit ingest --resize` shrinks the files"
+        )
+    if config.cache is None and config.features.image is None and _decoder_name(config) == "opencv":
+        advice.append("`pip install 'clipkit[fast]'` adds a faster JPEG decoder")
+    if busy.get("tokenize", 0.0) > 0.15 * total:
+        advice.append(f"tokenizing takes {busy['tokenize'] / total:.0%} of the work: `data.token_cache: true` keeps it")
+    if busy.get("read", 0.0) > 0.4 * total:
+        advice.append(
+            f"reading takes {busy['read'] / total:.0%} of the work: put the dataset on a local disk, or read blocks "
+            "of neighbours with `data.shuffle: {block: 1024}`"
+        )
+    if not advice and ceiling_per_s and images_per_s > 0.9 * ceiling_per_s:
+        advice.append("nothing: the loader is as fast as decoding allows")
+    return advice

@@ -1,0 +1,134 @@
+"""`clipkit bench loader` and `clipkit bench step`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipkit import console
+
+if TYPE_CHECKING:
+    from clipkit.config import DataConfig
+    from clipkit.data.tokenizer import FastTokenizer
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A training config, a YAML file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the config: `a.b=c`.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def register(app: typer.Typer) -> None:
+    bench = typer.Typer(help="Measure the loader and the training step.", no_args_is_help=True)
+    bench.command("loader")(loader)
+    bench.command("step")(step)
+    app.add_typer(bench, name="bench")
+
+
+def loader(
+    config: ConfigOption = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A Lance dataset, in place of a config: plain resize, no augmentation.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=1, help="With --dataset: the size delivered.")] = 224,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples a batch; the config's, or 64.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A model or folder whose tokenizer is used too.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long loader and ceiling each are measured.")] = 5.0,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Images a second that training gets, against what decoding alone can do."""
+    if (config is None) == (dataset is None):
+        raise typer.BadParameter("give either --config or --dataset")
+    if config is not None:
+        data, named, size = _from_config(config, sets or [], tokenizer)
+    else:
+        data, named, size = _from_dataset(str(dataset), image_size, tokenizer, sets or [])
+
+    from clipkit.bench import bench_loader
+
+    report = bench_loader(data, tokenizer=named, batch_size=batch_size or size, seconds=seconds)
+    if as_json:
+        console.print_json(report.as_dict())
+        return
+    console.print_result(_loader_text(report.as_dict()))
+
+
+def step(
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    num_steps: Annotated[int, typer.Option("--steps", min=1, help="Steps in each of five rounds.")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Samples a second of the training step, with real data and with the same batch again and again."""
+    if config is None:
+        raise typer.BadParameter("--config is needed")
+    from clipkit.train.session import open_session
+
+    session = open_session(config, sets or [])
+
+    from clipkit import training
+    from clipkit.bench import bench_step
+    from clipkit.train.parallel import process_group
+
+    with process_group(session.config.train) as device:
+        parts = training.build_parts(session, device)
+        try:
+            report = bench_step(
+                lambda batch, index: parts.engine.train_step(batch, step=index),
+                parts.loader,
+                device=device,
+                num_steps=num_steps,
+            )
+        finally:
+            parts.loader.close()
+    if as_json:
+        console.print_json(report.as_dict())
+        return
+    console.print_result(
+        f"{report.samples_per_s:,.0f} samples a second with real data, {report.synthetic_samples_per_s:,.0f} without "
+        f"loading: {report.ratio:.0%} (batch {report.batch_size}, {report.device})"
+    )
+
+
+def _from_config(path: Path, sets: list[str], tokenizer: str | None) -> tuple[DataConfig, FastTokenizer | None, int]:
+    from clipkit.config_file import load_config
+
+    config = load_config(path, sets)
+
+    from clipkit.bench import make_tokenizer
+
+    return config.data, _named(config.data, tokenizer) or make_tokenizer(config), config.train.batch_size
+
+
+def _from_dataset(
+    dataset: str, image_size: int, tokenizer: str | None, sets: list[str]
+) -> tuple[DataConfig, FastTokenizer | None, int]:
+    from clipkit.config import DataConfig
+
+    if sets:
+        raise typer.BadParameter("--set changes a config: give one with --config")
+    data = DataConfig(dataset=dataset, image_size=image_size)
+    return data, _named(data, tokenizer), 64
+
+
+def _named(data: DataConfig, tokenizer: str | None) -> FastTokenizer | None:
+    if tokenizer is None:
+        return None
+    from clipkit.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(tokenizer, max_tokens=data.max_tokens, padding=data.padding)
+
+
+def _loader_text(report: dict[str, Any]) -> str:
+    lines = [f"{report['images_per_s']:,.0f} images a second in batches of {report['batch_size']}"]
+    if report["ratio"] is not None:
+        lines.append(
+            f"{report['ratio']:.0%} of the {report['ceiling_images_per_s']:,.0f} that decoding and resizing "
+            f"alone reach ({report['decoder']}, {report['workers']} threads)"
+        )
+    lines.append(f"first batch after {report['first_batch_s']:.2f} s; at most {report['peak_rss_mb']:,.0f} MB resident")
+    table = console.format_table(["stage", "ms a batch"], [(k, f"{v:.2f}") for k, v in report["stages_ms"].items()])
+    return "\n".join([*lines, "", table, *(f"\n{advice}" for advice in report["advice"])])

@@ -1,0 +1,62 @@
+"""Batches to the device, the next one's copy overlapping the step on the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+
+from clipkit.types import Batch, Tokens
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch's tensors on the device; from pinned memory the copy does not wait for the host."""
+    if device.type == "cpu":
+        return batch
+    tokens = batch.tokens
+    return replace(
+        batch,
+        images=_copy(batch.images, device),
+        tokens=None
+        if tokens is None
+        else Tokens(_move(tokens.input_ids, device), _move(tokens.attention_mask, device)),
+        image_features=_copy(batch.image_features, device),
+        text_features=_copy(batch.text_features, device),
+    )
+
+
+def prefetch_to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """One batch ahead on the device, copied on a stream of its own while the step before it computes."""
+    if device.type != "cuda":
+        yield from (to_device(batch, device) for batch in batches)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: Batch | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = to_device(batch, device)
+        if ahead is not None:
+            yield ahead
+        torch.cuda.current_stream(device).wait_stream(stream)
+        for tensor in _tensors(copied):
+            tensor.record_stream(torch.cuda.current_stream(device))
+        ahead = copied
+    if ahead is not None:
+        yield ahead
+
+
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    tokens = [] if batch.tokens is None else [batch.tokens.input_ids, batch.tokens.attention_mask]
+    others = (batch.images, batch.image_features, batch.text_features)
+    return [*tokens, *(tensor for tensor in others if tensor is not None)]
+
+
+def _copy(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    return None if tensor is None else _move(tensor, device)
+
+
+def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -1,0 +1,143 @@
+"""`clipkit cache`: decoded pixels (and tokens) as columns of the dataset, made once and read from then on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from clipkit.config import NoAugment
+from clipkit.data.decode import choose_divisor, decode, fastest_decoder
+from clipkit.data.pixels import cache_column
+from clipkit.data.tokenizer import FastTokenizer
+from clipkit.data.tokens import token_column, token_field, tokens_array
+from clipkit.data.transforms import crop_box, cut_and_resize, turn_upright
+from clipkit.errors import DataError
+from clipkit.hardware import usable_cores
+from clipkit.ingest.header import BadImage, parse_header
+from clipkit.store import Dataset
+from clipkit.store.columns import count_missing, fill_column
+
+PROBE_ROWS = 256
+BATCH_ROWS = 256
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a cache costs and gains, measured on some rows before anything is written."""
+
+    column: str
+    rows: int  # still to be computed
+    bytes: int
+    write_s: float
+    decode_images_per_s: float
+    cached_images_per_s: float
+
+    @property
+    def gain(self) -> float:
+        return self.cached_images_per_s / self.decode_images_per_s
+
+
+def plan_cache(dataset: Dataset, *, side_px: int) -> Plan:
+    """Decode some rows spread over the dataset, and cut as many out of decoded ones."""
+    missing = count_missing(dataset, cache_column(side_px))
+    rows = np.unique(np.linspace(0, len(dataset) - 1, PROBE_ROWS).astype(np.int64))
+    started = time.perf_counter()
+    pixels, _ = _decode_rows(dataset, rows, side_px)
+    decode_s = time.perf_counter() - started
+    size_px = side_px * 7 // 8  # 224 of 256
+    out = np.empty((size_px, size_px, 3), np.uint8)
+    started = time.perf_counter()
+    for image in pixels:
+        out[...] = image[:size_px, :size_px]
+    cut_s = (time.perf_counter() - started) / usable_cores()
+    return Plan(
+        column=cache_column(side_px),
+        rows=missing,
+        bytes=missing * side_px * side_px * 3,
+        write_s=missing * decode_s / len(rows),
+        decode_images_per_s=len(rows) / decode_s,
+        cached_images_per_s=len(rows) / cut_s,
+    )
+
+
+def make_cache(
+    dataset: Dataset, *, side_px: int, advance: Callable[[int], object] | None = None
+) -> tuple[Dataset, list[str]]:
+    """Decode every row that has no cached pixels; gives the new version and the ids that cannot be decoded.
+
+    An image is squeezed into a square of `side_px` pixels. A killed run goes on with the rows that are missing.
+    """
+    _check_space(dataset, count_missing(dataset, cache_column(side_px)) * side_px * side_px * 3)
+    row_bytes = side_px * side_px * 3
+    field = pa.field(cache_column(side_px), pa.list_(pa.uint8(), row_bytes))
+    bad: list[str] = []
+
+    def compute(part: Dataset, rows: np.ndarray) -> pa.Array:
+        pixels, failed = _decode_rows(part, rows, side_px)
+        bad.extend(part.take(rows[failed], [part.columns.image_id]).column(0).to_pylist() if failed.any() else [])
+        return pa.FixedSizeListArray.from_arrays(pixels.reshape(-1), row_bytes, mask=pa.array(failed))
+
+    return fill_column(dataset, field, compute, batch_rows=BATCH_ROWS, advance=advance), bad
+
+
+def make_token_cache(
+    dataset: Dataset, tokenizer: FastTokenizer, *, advance: Callable[[int], object] | None = None
+) -> Dataset:
+    """Keep every caption's token ids in a column that is named for the tokenizer."""
+
+    def compute(part: Dataset, rows: np.ndarray) -> pa.Array:
+        return tokens_array(tokenizer, part.take_captions(rows))
+
+    return fill_column(dataset, token_field(tokenizer), compute, batch_rows=4096, advance=advance)
+
+
+def has_cache(dataset: Dataset, *, side_px: int) -> bool:
+    return count_missing(dataset, cache_column(side_px)) == 0
+
+
+def has_token_cache(dataset: Dataset, tokenizer: FastTokenizer) -> bool:
+    return count_missing(dataset, token_column(tokenizer)) == 0
+
+
+def _decode_rows(dataset: Dataset, rows: np.ndarray, side_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """(B, side, side, 3) pixels, and (B,) whether an image could not be decoded."""
+    sources = dataset.take_images(rows)
+    pixels = np.zeros((len(rows), side_px, side_px, 3), np.uint8)
+    jpeg = fastest_decoder()
+
+    def decode_one(place: int) -> bool:
+        try:
+            info = parse_header(sources[place])
+            divisor = choose_divisor(info.width, info.height, side_px)
+            image = turn_upright(decode(sources[place], info, divisor=divisor, jpeg=jpeg), info.orientation)
+        except BadImage:
+            return True
+        box = crop_box(image.shape[1], image.shape[0], side_px, NoAugment(), None)
+        cut_and_resize(image, box, 1.0, pixels[place])
+        return False
+
+    cv2.setNumThreads(1)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        failed = np.fromiter(pool.map(decode_one, range(len(rows))), dtype=bool, count=len(rows))
+    return pixels, failed
+
+
+def _check_space(dataset: Dataset, needed: int) -> None:
+    if "://" in dataset.uri:
+        return
+    import shutil
+
+    free = shutil.disk_usage(Path(dataset.uri)).free
+    if needed > free:
+        raise DataError(
+            f"the pixel cache needs {needed / MEGABYTE:,.0f} MB, and {free / MEGABYTE:,.0f} MB are free",
+            "a smaller `--size` needs less",
+        )
