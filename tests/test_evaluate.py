@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import torch
 from PIL import Image
 
 from clipkit import encoder, metrics
-from clipkit.errors import CheckpointError, DataError
+from clipkit.errors import CheckpointError, ClipkitError, DataError
+from clipkit.evaluate import evaluate as measure
 
 CONFIG = """
 run: {{name: small, dir: {folder}/run}}
@@ -34,6 +34,7 @@ optim:
 train: {{duration: 4st, batch_size: 16, validate_every: 2st, checkpoint_every: 2st, threads: 1}}
 """
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
+Evaluate = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +49,17 @@ def workplace(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory, run_cl
 
 
 @pytest.fixture
-def evaluate(workplace: Path, run_cli: RunCli) -> Callable[..., dict[str, Any]]:
-    def run(*options: str | Path, dataset: Path | None = None) -> dict[str, Any]:
-        done = run_cli("eval", workplace / "run", dataset or workplace / "shapes.lance", "--json", *options)
-        assert done.returncode == 0, done.stderr
-        return {**json.loads(done.stdout), "stderr": done.stderr}
+def evaluate(workplace: Path) -> Evaluate:
+    def run(**options: Any) -> dict[str, Any]:
+        return measure(workplace / "run", options.pop("dataset", workplace / "shapes.lance"), **options)
 
     return run
 
 
-def test_report_is_what_brute_force_finds(workplace: Path, evaluate: Callable[..., dict[str, Any]]) -> None:
-    report = evaluate("--split", "test")
+def test_report_is_what_brute_force_finds(
+    workplace: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = evaluate(split="test")
     model = encoder.load(workplace / "run")
     table = lance.dataset(workplace / "shapes.lance").to_table(filter="split = 'test'").to_pylist()
     image = torch.from_numpy(model.encode_images([row["image"] for row in table]))
@@ -73,11 +74,11 @@ def test_report_is_what_brute_force_finds(workplace: Path, evaluate: Callable[..
     assert (report["split"], report["dataset_version"]) == ("test", 1)
     assert "ties count against the model" in report["protocol"]
     assert report["trained_on"] == 0
-    assert "trained on" not in report["stderr"]
+    assert caplog.messages == []
 
 
-def test_twins_are_reported_apart(evaluate: Callable[..., dict[str, Any]]) -> None:
-    report = evaluate("--split", "test")
+def test_twins_are_reported_apart(evaluate: Evaluate) -> None:
+    report = evaluate(split="test")
     assert report["without_twins"]["num_images"] == report["num_images"] // 2
     assert report["without_twins"]["text_to_image"]["mean_rank"] < report["text_to_image"]["mean_rank"]
     assert sum(kind["num_pairs"] for kind in report["twins"].values()) == report["num_images"] // 2
@@ -85,73 +86,66 @@ def test_twins_are_reported_apart(evaluate: Callable[..., dict[str, Any]]) -> No
     assert set(report["twins"]) == {"colors", "places"}
 
 
-def test_the_runs_own_validation_rows_are_the_default(evaluate: Callable[..., dict[str, Any]]) -> None:
+def test_the_runs_own_validation_rows_are_the_default(evaluate: Evaluate) -> None:
     report = evaluate()
     assert report["where"] == "split = 'test' and twin_of is null"
     assert report["split"] == "test"
-    assert report["num_images"] == evaluate("--split", "test")["num_images"] // 2
+    assert report["num_images"] == evaluate(split="test")["num_images"] // 2
 
 
-def test_rows_that_were_trained_on_are_warned_of(evaluate: Callable[..., dict[str, Any]]) -> None:
-    report = evaluate("--where", "split = 'train' or split = 'test'", "--checkpoint", "2")
+def test_rows_that_were_trained_on_are_warned_of(evaluate: Evaluate, caplog: pytest.LogCaptureFixture) -> None:
+    report = evaluate(where="split = 'train' or split = 'test'", checkpoint="2")
     assert report["split"] is None
     assert report["step"] == 2
     assert 0 < report["trained_on"] < report["num_images"]
-    assert f"warning: the run was trained on {report['trained_on']} of these" in report["stderr"]
+    assert f"the run was trained on {report['trained_on']} of these" in caplog.text
 
 
 def test_another_dataset_with_one_split_or_none(
-    workplace: Path, evaluate: Callable[..., dict[str, Any]], tmp_path: Path
+    workplace: Path, evaluate: Evaluate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = lance.dataset(workplace / "shapes.lance").to_table(columns=["image_id", "image", "captions"], limit=12)
     lance.write_dataset(rows, tmp_path / "plain.lance")
     report = evaluate(dataset=tmp_path / "plain.lance")
     assert (report["num_images"], report["split"], report["where"]) == (12, None, None)
     assert "twins" not in report
-    assert "does not work here" in report["stderr"]
+    assert "does not work here" in caplog.text
     lance.write_dataset(rows.append_column("split", pa.array(["new"] * 12)), tmp_path / "one.lance")
     assert evaluate(dataset=tmp_path / "one.lance")["split"] == "new"
+    lance.write_dataset(rows.append_column("split", pa.array(["a", "b"] * 6)), tmp_path / "two.lance")
+    with pytest.raises(DataError, match=r"`a` \(6 rows\), `b` \(6 rows\)") as caught:
+        evaluate(dataset=tmp_path / "two.lance")
+    assert "--split NAME" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--split", "dev"], "the split `dev`"),
-        (["--where", "width > 9000"], "`(width > 9000)` of"),
-        (["--where", "colour = 3"], "the filter"),
-        (["--checkpoint", "3"], "no checkpoint `3`"),
-        (["--device", "abacus"], "`abacus`"),
+        ({"split": "dev"}, "the split `dev` of"),
+        ({"where": "width > 9000"}, "`(width > 9000)` of"),
+        ({"where": "colour = 3"}, "the filter"),
+        ({"checkpoint": "3"}, "no checkpoint `3`"),
+        ({"device": "abacus"}, "`abacus`"),
+        ({"dataset": "gone.lance"}, "no dataset at `gone.lance`"),
     ],
 )
-def test_what_cannot_be_measured_is_said(workplace: Path, run_cli: RunCli, options: list[str], message: str) -> None:
-    done = run_cli("eval", workplace / "run", workplace / "shapes.lance", *options)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "error: " in done.stderr
-    assert message in done.stderr
-    assert "hint: " in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_cannot_be_measured_is_said(evaluate: Evaluate, options: dict[str, str], message: str) -> None:
+    with pytest.raises(ClipkitError) as caught:
+        evaluate(**options)
+    assert message in caught.value.message
+    assert caught.value.hint
 
 
-def test_several_splits_must_be_chosen_from(workplace: Path, run_cli: RunCli, tmp_path: Path) -> None:
-    rows = lance.dataset(workplace / "shapes.lance").to_table(columns=["image_id", "image", "captions"], limit=12)
-    lance.write_dataset(rows.append_column("split", pa.array(["a", "b"] * 6)), tmp_path / "two.lance")
-    done = run_cli("eval", workplace / "run", tmp_path / "two.lance")
-    assert done.returncode == 1
-    assert "`a` (6 rows), `b` (6 rows)" in done.stderr
-    assert "--split NAME" in done.stderr
-
-
-def test_a_truncated_best_checkpoint_falls_back_and_says_so(workplace: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_a_truncated_best_checkpoint_falls_back_and_says_so(
+    workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(workplace / "run", run)
     best = json.loads((run / "checkpoints" / "best.json").read_text())["step"]
     weights = run / "checkpoints" / f"step-{best:08d}" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    done = run_cli("eval", run, workplace / "shapes.lance", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["step"] == 6 - best
-    assert "is damaged" in done.stderr
+    assert measure(run, workplace / "shapes.lance")["step"] == 6 - best
+    assert "is damaged" in caplog.text
 
 
 def test_a_checkpoint_of_another_model_is_refused(workplace: Path, tmp_path: Path) -> None:
@@ -199,10 +193,11 @@ def test_the_encoder_reads_files_bytes_and_texts(workplace: Path, shapes_dir: Pa
         model.encode_images([tmp_path / "torn.jpg"])
 
 
-def test_a_script_can_use_the_library(workplace: Path) -> None:
-    code = (
-        "from clipkit.evaluate import evaluate; "
-        f"print(evaluate({str(workplace / 'run')!r}, {str(workplace / 'shapes.lance')!r}, split='test')['num_images'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) == 40
+def test_json_is_one_object_and_errors_are_ours(workplace: Path, run_cli: RunCli) -> None:
+    done = run_cli("eval", workplace / "run", workplace / "shapes.lance", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_images"] == 20
+    done = run_cli("eval", workplace / "run", workplace / "shapes.lance", "--split", "nope", "--json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: the split `nope`" in done.stderr
+    assert "\nhint: " in done.stderr
