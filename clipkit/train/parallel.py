@@ -48,7 +48,7 @@ class Replicas(Strategy):
 
     def wrap(self, piece: nn.Module) -> nn.Module:
         gc.collect()  # an earlier wrapper's hooks go with it
-        return DistributedDataParallel(piece, find_unused_parameters=True, gradient_as_bucket_view=True)
+        return DistributedDataParallel(piece, gradient_as_bucket_view=True)
 
     def synced(self, module: nn.Module, last: bool) -> AbstractContextManager[object]:
         assert isinstance(module, DistributedDataParallel)

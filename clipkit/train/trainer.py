@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from clipkit.config import TrainConfig
+from clipkit.data.device import prefetch_to_device
 from clipkit.errors import TrainingError
 from clipkit.train.checkpoint import Snapshot
 from clipkit.train.engine import Engine
@@ -34,7 +35,7 @@ ALARM_STEPS = 100  # before these, a loss at chance level and embeddings all ali
 class Loader(Protocol):
     """What the trainer asks of a loader: this rank's share of each global batch, from any step on."""
 
-    def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch]: ...
+    def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch, None, None]: ...
 
 
 class Progress(Protocol):
@@ -113,7 +114,7 @@ class Trainer:
         with self.signals:
             with closing(self.loader.iterate(self.step, self.plan.total_steps)) as batches:
                 self.meter.last = time.perf_counter()
-                for batch in batches:
+                for batch in prefetch_to_device(batches, self.device):
                     self.train_step(batch)
                     self._between_steps()
                     if self._finished():
