@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,9 @@ import pyarrow as pa
 from clipkit.store.schema import ORIENTATION, PRIMARY_KEY, Columns, is_blob
 from clipkit.types import Scalar
 
+logger = logging.getLogger(__name__)
+
 TYPES: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
-Convert = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ def to_batch(rows: Sequence[Row], schema: pa.Schema, columns: Columns) -> pa.Rec
         elif field_.name in values:
             arrays.append(pa.array(values[field_.name], field_.type))
         else:
-            arrays.append(_fitting([row.extra.get(field_.name) for row in rows], field_.type))
+            carried = [row.extra.get(field_.name) for row in rows]
+            arrays.append(_fitting(field_.name, carried, field_.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -93,19 +96,24 @@ def _images(images: Sequence[Any], field_: pa.Field) -> pa.Array:
     return pa.array(images, field_.type)
 
 
-def _fitting(values: Sequence[Scalar], data_type: pa.DataType) -> pa.Array:
+def _fitting(name: str, values: Sequence[Scalar], data_type: pa.DataType) -> pa.Array:
+    """The values under a type that was settled before they came."""
+    if all(value is None for value in values):
+        return pa.nulls(len(values), data_type)
     try:
-        return pa.array(values, data_type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        convert = str if data_type == pa.string() else _converter(data_type)
-        return pa.array([None if value is None else convert(value) for value in values], data_type)
+        return pa.array(values).cast(data_type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        fitted = [_cast(value, data_type) for value in values]
+    lost = [value for value, kept in zip(values, fitted, strict=True) if kept is None and value is not None]
+    if lost:
+        logger.warning(
+            "`%s` is %s by its first rows: %d values such as `%s` are left out", name, data_type, len(lost), lost[0]
+        )
+    return pa.array(fitted, data_type)
 
 
-def _converter(data_type: pa.DataType) -> Convert:
-    def convert(value: Scalar) -> Any:
-        try:
-            return pa.scalar(value, data_type).as_py()
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            return None
-
-    return convert
+def _cast(value: Scalar, data_type: pa.DataType) -> Any:
+    try:
+        return pa.scalar(value).cast(data_type).as_py()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
