@@ -121,7 +121,7 @@ def describe(uri: str, *, version: int | str | None = None) -> Info:
         total_bytes=int(current["metadata"].get("total_files_size", 0)),
         num_fragments=len(dataset.lance.get_fragments()),
         storage_version=str(dataset.lance.data_storage_version),
-        indices=[str(index["name"]) for index in dataset.lance.list_indices()],
+        indices=[str(index.name) for index in dataset.lance.describe_indices()],
         versions=versions,
         provenance=provenances(uri),
     )

@@ -38,7 +38,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
         )
     for file in files:
         base = source if source.is_dir() else _base_of(file)
-        folder = options.image_dir or find_image_folder(base, _image_names(file))
+        folder = options.image_dir or find_image_folder(base, _image_names(file), allow_outside=options.allow_outside)
         root = Root(folder, allow_outside=options.allow_outside)
         yield from _read_karpathy(file, root) if _is_karpathy(file) else _read_coco(file, root)
 

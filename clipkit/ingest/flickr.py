@@ -63,7 +63,9 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
         else:
             groups.add(name, number, (caption,) if caption else ())
     base = source if source.is_dir() else file.parent
-    folder = options.image_dir or find_image_folder(base, (group.key for group in groups))
+    folder = options.image_dir or find_image_folder(
+        base, (group.key for group in groups), allow_outside=options.allow_outside
+    )
     root = Root(folder, allow_outside=options.allow_outside)
     split_of = read_split_lists(split_lists_in(file.parent))
     attributes = Attributes(file.parent / ATTRIBUTES_FILE)

@@ -76,27 +76,31 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def find_image_folder(base: Path, names: Iterable[str]) -> Path:
-    """The folder at or below `base` that holds one of the first images named, the nearest one."""
-    probes = [name for name in islice(names, NUM_PROBES) if "\0" not in name]
+def find_image_folder(base: Path, names: Iterable[str], *, allow_outside: bool) -> Path:
+    """The folder at or below `base` that holds one of the first images named, the nearest one.
+
+    Links to folders are followed only with `allow_outside`.
+    """
+    first = list(islice(names, NUM_PROBES))
+    probes = [name for name in first if not os.path.isabs(name) and ".." not in name.split("/") and "\0" not in name]
     waiting = deque([(base, 0)])
     while waiting:
         folder, depth = waiting.popleft()
-        if any((folder / name).is_file() for name in probes if not os.path.isabs(name)):
+        if any((folder / name).is_file() for name in probes):
             return folder
         if depth < MAX_DEPTH and not _holds_images(folder):
-            waiting.extend((path, depth + 1) for path in folders_in(folder))
-    if all(map(os.path.isabs, probes)):
+            waiting.extend((path, depth + 1) for path in folders_in(folder, follow_links=allow_outside))
+    if not probes:  # paths that lead elsewhere, of which each is judged by itself
         return base
     raise DataError(
         f"no folder below `{base}` holds the images that the captions name (`{probes[0]}`, …)",
-        "say where they are with --image-dir",
+        "say where they are with --image-dir; links to folders are followed with --allow-outside",
     )
 
 
-def folders_in(folder: Path) -> list[Path]:
+def folders_in(folder: Path, *, follow_links: bool = False) -> list[Path]:
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=follow_links))
     return [folder / name for name in names if not name.startswith(".")]
 
 

@@ -40,7 +40,7 @@ def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
         )
     table = open_table(files, options)
     base = path if path.is_dir() else path.parent
-    folder = options.image_dir or find_image_folder(base, _probes(table, options))
+    folder = options.image_dir or find_image_folder(base, _probes(table, options), allow_outside=options.allow_outside)
     root = Root(folder, allow_outside=options.allow_outside)
     return records(table, options, root, skip=skip)
 

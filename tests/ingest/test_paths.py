@@ -56,7 +56,15 @@ def test_a_corpus_that_is_a_link_itself(folder: Path, tmp_path: Path) -> None:
 
 
 def test_finding_the_image_folder(folder: Path) -> None:
-    assert find_image_folder(folder.parent, ["nothing.jpg", "a.jpg"]) == folder / "sub"
-    assert find_image_folder(folder.parent, ["corpus/sub/a.jpg"]) == folder.parent
+    def find(base: Path, *names: str, allow_outside: bool = False) -> Path:
+        return find_image_folder(base, names, allow_outside=allow_outside)
+
+    assert find(folder.parent, "nothing.jpg", "a.jpg") == folder / "sub"
+    assert find(folder.parent, "corpus/sub/a.jpg") == folder.parent
+    assert find(folder / "sub", "../link.jpg", "/etc/hostname") == folder / "sub"
+    assert find(folder, "../link.jpg", "a.jpg") == folder / "sub"
+    assert find(folder, "o.jpg", allow_outside=True) == folder / "linked"
     with pytest.raises(DataError, match="no folder below"):
-        find_image_folder(folder, ["nothing.jpg"])
+        find(folder, "nothing.jpg")
+    with pytest.raises(DataError, match="no folder below"):
+        find(folder, "o.jpg")  # behind a link
