@@ -39,7 +39,7 @@ def loader(
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Images a second that training gets, against what decoding alone can do."""
+    """Images a second in training, against decoding alone."""
     if (config is None) == (dataset is None):
         raise typer.BadParameter("give either --config or --dataset")
     if config is not None:
@@ -62,7 +62,7 @@ def step(
     num_steps: Annotated[int, typer.Option("--steps", min=1, help="Steps in each of five rounds.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Samples a second of the training step, with real data and with the same batch again and again."""
+    """Samples a second of the step, on real and on repeated data."""
     if config is None:
         raise typer.BadParameter("--config is needed")
     from clipkit.train.session import open_session
@@ -71,7 +71,7 @@ def step(
 
     from clipkit import training
     from clipkit.bench import bench_step
-    from clipkit.train.parallel import process_group
+    from clipkit.train.process import process_group
 
     with process_group(session.config.train) as device:
         parts = training.build_parts(session, device)

@@ -19,7 +19,7 @@ def cache(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it costs and gains, and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Keep decoded pixels in the dataset, so that training need not decode."""
+    """Keep decoded pixels in the dataset, for training at speed."""
     from tqdm import tqdm
 
     from clipkit import pixel_cache

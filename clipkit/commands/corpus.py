@@ -20,7 +20,7 @@ def export_corpus(
     version: Annotated[str | None, typer.Option(help="A version's number or tag; the newest when left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Write images and captions back out as WebDataset shards, an image folder, or COCO's caption files."""
+    """Write images and captions back out in a common format."""
     from tqdm import tqdm
 
     from clipkit import console

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show what is installed, which devices there are, what is missing."""
+    """Show what is installed, and what there is to compute on."""
     from dataclasses import asdict
 
     from clipkit import console

@@ -25,7 +25,7 @@ def info(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Tell a dataset's rows, splits, columns, captions, images, origin and versions."""
+    """Tell what a dataset holds and where it came from."""
     from clipkit import console
     from clipkit.info import describe
 

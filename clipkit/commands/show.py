@@ -19,7 +19,7 @@ def show(
     out: Annotated[Path, typer.Option(help="The file to write: a picture, or a page (.html).")] = Path("sheet.png"),
     version: Annotated[str | None, typer.Option(help="A version's number or tag; the newest when left out.")] = None,
 ) -> None:
-    """Draw images with their captions into a picture or a web page."""
+    """Draw images with their captions into a picture or a page."""
     from clipkit import console
     from clipkit.show import save_sheet
 
