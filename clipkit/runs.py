@@ -136,8 +136,7 @@ class Run:
 
     def remove_leftovers(self, *, after_step: int) -> None:
         """Remove checkpoints that a kill left half-written, and damaged ones later than the step resumed at."""
-        if not self.checkpoints_folder.is_dir():
-            return
+        self.checkpoints_folder.mkdir(exist_ok=True)
         later = [path for step, path in self.checkpoints() if step > after_step]
         for path in [*self.checkpoints_folder.glob(".step-*"), *later]:
             shutil.rmtree(path, ignore_errors=True)

@@ -19,7 +19,7 @@ from clipkit.config_file import dump_config
 from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.tokenizer import load_tokenizer, train_tokenizer, truncated_share
-from clipkit.errors import DataError
+from clipkit.errors import DataError, TrainingError
 from clipkit.models import DualEncoder, load_matching
 from clipkit.runs import find_checkpoint, read_meta
 from clipkit.store import Columns, Dataset
@@ -104,7 +104,19 @@ def train(session: Session, *, progress: Progress) -> dict[str, Any]:
         finally:
             parts.loader.close()
         record.close("stopped" if outcome.exit_code else "done", message=outcome.reason)
+        _check_saved(record, outcome)
         return _summary(session, parts, outcome)
+
+
+def _check_saved(record: Record, outcome: Outcome) -> None:
+    """A run whose last weights are on no disk has not been done."""
+    last = record.last_good()
+    if last is None or int(read_meta(last)["step"]) < outcome.step:
+        raise TrainingError(
+            f"the run reached step {outcome.step}, but "
+            + (f"its last checkpoint that could be written is `{last}`" if last else "no checkpoint could be written"),
+            "make room on the disk, and go on from there with `--resume`",
+        )
 
 
 def dry_run(session: Session) -> dict[str, Any]:

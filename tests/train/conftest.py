@@ -23,7 +23,7 @@ data:
   max_tokens: 24
   augment: {{kind: random_resized_crop, scale: [0.6, 1.0], flip: true}}
 model:
-  image: {{kind: timm, name: test_resnet.r160_in1k, drop_rate: 0.1}}
+  image: {{kind: timm, name: test_resnet, drop_rate: 0.1}}
   text: {{kind: transformers, architecture: {{vocab_size: 200, hidden_size: 16, layers: 1, heads: 2}}}}
   head: {{kind: residual, dropout: 0.3}}
   embedding_dim: 16
@@ -52,12 +52,21 @@ def shapes_dataset(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory, r
     return path
 
 
+@pytest.fixture(scope="session")
+def write_config(shapes_dataset: Path) -> Callable[[Path], Path]:
+    """Write a config into a folder; its run folder is `run` beside it."""
+
+    def write(folder: Path) -> Path:
+        path = folder / "tiny.yaml"
+        path.write_text(CONFIG.format(folder=folder / "run", dataset=shapes_dataset))
+        return path
+
+    return write
+
+
 @pytest.fixture
-def config_file(tmp_path: Path, shapes_dataset: Path) -> Path:
-    """A config whose run folder is `run` beside it."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(CONFIG.format(folder=tmp_path / "run", dataset=shapes_dataset))
-    return path
+def config_file(tmp_path: Path, write_config: Callable[[Path], Path]) -> Path:
+    return write_config(tmp_path)
 
 
 class Quiet:
@@ -68,7 +77,7 @@ class Quiet:
     def close(self) -> None: ...
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train() -> Callable[..., dict[str, Any]]:
     """Train in this process: `train(config_file, "train.duration=2st", resume=…)` gives the summary."""
 
@@ -87,7 +96,7 @@ def read_losses(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def losses() -> Callable[[Path], list[tuple[int, float]]]:
     """(step, loss) of every step that a run has written down."""
     return read_losses
