@@ -19,16 +19,8 @@ LAYERS = {
     2: {"data", "models", "losses"},
     3: {"tasks", "train", "encoder", "picture"},
     4: {
-        "ingestion",
-        "training",
-        "evaluate",
-        "bench",
-        "sample",
-        "show",
-        "corpus_export",
-        "info",
-        "doctor",
-        "pixel_cache",
+        *("ingestion", "info", "leaks", "show", "corpus_export", "pixel_cache", "sample"),
+        *("training", "evaluate", "bench", "doctor"),
     },
     5: {"console", "cli", "commands", "__main__"},
 }
