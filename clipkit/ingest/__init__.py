@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,17 +12,20 @@ from clipkit.ingest.source import Item, Reader, ReadOptions, Rejected
 from clipkit.ingest.splits import split_rule
 from clipkit.types import Record
 
+logger = logging.getLogger(__name__)
+
 __all__ = ["FORMATS", "Item", "ReadOptions", "Reader", "Rejected", "detect", "read"]
 
+COLUMNS = frozenset(("image_column", "caption_columns", "id_column", "keep"))
 # In the order in which they are tried: what has a mark of its own before what is known by its looks.
 FORMATS: dict[str, Reader] = {
-    "lance": Reader(lance.detect, lance.read),
-    "hf": Reader(hf.detect, hf.read),
-    "webdataset": Reader(webdataset.detect, webdataset.read),
-    "coco": Reader(coco.detect, coco.read),
-    "flickr": Reader(flickr.detect, flickr.read),
-    "imagefolder": Reader(imagefolder.detect, imagefolder.read),
-    "table": Reader(table.detect, table.read),
+    "lance": Reader(lance.detect, lance.read, COLUMNS | {"image_dir"}),
+    "hf": Reader(hf.detect, hf.read, COLUMNS | {"image_dir"}),
+    "webdataset": Reader(webdataset.detect, webdataset.read, COLUMNS - {"image_column"}),
+    "coco": Reader(coco.detect, coco.read, frozenset(("image_dir", "keep"))),
+    "flickr": Reader(flickr.detect, flickr.read, frozenset(("image_dir",))),
+    "imagefolder": Reader(imagefolder.detect, imagefolder.read, COLUMNS | {"class_template"}),
+    "table": Reader(table.detect, table.read, COLUMNS | {"image_dir"}),
 }
 
 
@@ -44,6 +48,9 @@ def read(source: str, options: ReadOptions, *, skip: int = 0) -> Iterator[Item]:
     name = options.format or detect(source)
     if name not in FORMATS:
         raise DataError(f"there is no format `{name}`", f"the formats are {', '.join(FORMATS)}")
+    for option in FORMATS[name].ignored(options):
+        flag = option.removesuffix("s").replace("_", "-")
+        logger.warning("--%s says nothing about `%s`, which is read as %s", flag, source, name)
     split_of = split_rule(options)
     for item in FORMATS[name].read(source, options, skip):
         if split_of is not None and isinstance(item, Record):

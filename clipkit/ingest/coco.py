@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from clipkit.errors import DataError
 from clipkit.ingest.grouping import Groups
 from clipkit.ingest.json_stream import elements, members
 from clipkit.ingest.paths import BadPath, Root, find_image_folder, folders_in
-from clipkit.ingest.rows import as_captions
+from clipkit.ingest.rows import RESERVED, as_captions, as_scalar
 from clipkit.ingest.source import Item, ReadOptions, Rejected, split_in_name, split_name
-from clipkit.types import Record
+from clipkit.types import Record, Scalar
 
 PATTERNS = ("captions*.json", "dataset_*.json", "*.json")
 ANNOTATIONS_FOLDER = "annotations"
+# What a record takes from an image's fields by itself, and what its own columns say better.
+OWN_FIELDS = RESERVED | {"id", "cocoid", "file_name", "filename", "filepath", "sentences", "sentids"}
 
 
 def detect(source: str) -> bool:
@@ -40,17 +43,20 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
         base = source if source.is_dir() else _base_of(file)
         folder = options.image_dir or find_image_folder(base, _image_names(file), allow_outside=options.allow_outside)
         root = Root(folder, allow_outside=options.allow_outside)
-        yield from _read_karpathy(file, root) if _is_karpathy(file) else _read_coco(file, root)
+        read_file = _read_karpathy if _is_karpathy(file) else _read_coco
+        yield from read_file(file, root, options)
 
 
-def _read_coco(file: Path, root: Root) -> Iterator[Item]:
+def _read_coco(file: Path, root: Root, options: ReadOptions) -> Iterator[Item]:
     split = split_in_name(file.stem)
-    # A group's first two texts are the image's file and id; images are entered first, so that theirs is the order.
+    # A group's first three texts are the image's file, id and columns; images are entered first, so that theirs
+    # is the order.
     groups = Groups()
     for number, image in enumerate(elements(file, "images")):
         if str(image["id"]) not in groups:
             name = str(image.get("file_name", ""))
-            groups.add(str(image["id"]), number, (name, str(image.get("image_id") or name)))
+            extra = json.dumps(_extra(image, image.get("id"), options))
+            groups.add(str(image["id"]), number, (name, str(image.get("image_id") or name), extra))
     for number, annotation in enumerate(elements(file, "annotations")):
         image_id = str(annotation.get("image_id"))
         if image_id in groups:
@@ -58,22 +64,28 @@ def _read_coco(file: Path, root: Root) -> Iterator[Item]:
         else:
             yield Rejected(image_id, f"{file.name}:annotations[{number}]", "the image is not listed in `images`")
     for group in groups:
-        file_name, image_id, *captions = group.texts
-        extra = {"coco_id": int(group.key)} if group.key.isdigit() else {}
+        file_name, image_id, extra, *captions = group.texts
         place = f"{file.name}:images[{group.first}]"
-        yield _item(root, image_id, file_name, Record("", b"", tuple(captions), place, split, extra))
+        yield _item(root, image_id, file_name, Record("", b"", tuple(captions), place, split, json.loads(extra)))
 
 
-def _read_karpathy(file: Path, root: Root) -> Iterator[Item]:
+def _read_karpathy(file: Path, root: Root, options: ReadOptions) -> Iterator[Item]:
     for number, image in enumerate(elements(file, "images")):
         captions = tuple(as_captions([sentence.get("raw") for sentence in image.get("sentences", [])]))
-        extra = {"coco_id": image["cocoid"]} if isinstance(image.get("cocoid"), int) else {}
+        extra = _extra(image, image.get("cocoid"), options)
         place, split = f"{file.name}:images[{number}]", split_name(image.get("split"))
         name = str(image.get("filename", ""))
         relative = os.path.join(image.get("filepath") or "", name)
         if not os.path.isfile(os.path.join(root.folder, relative)):
             relative = name  # the folders that `filepath` speaks of have often been left out
         yield _item(root, name, relative, Record("", b"", captions, place, split, extra))
+
+
+def _extra(image: Mapping[str, Any], number: object, options: ReadOptions) -> dict[str, Scalar]:
+    """COCO's number of the image, and the fields of it that are to be kept."""
+    extra: dict[str, Scalar] = {"coco_id": number} if isinstance(number, int) else {}
+    others = [name for name in image if name not in OWN_FIELDS] if "*" in options.keep else options.keep
+    return {**extra, **{name: as_scalar(image[name]) for name in others if name in image}}
 
 
 def _item(root: Root, image_id: str, file_name: str, draft: Record) -> Item:

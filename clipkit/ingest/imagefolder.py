@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 from clipkit.errors import DataError
+from clipkit.ingest import table
 from clipkit.ingest.paths import BadPath, Root, folders_in, is_image_name
 from clipkit.ingest.rows import records
 from clipkit.ingest.source import Item, ReadOptions, Rejected, split_name
-from clipkit.ingest.table import open_table
 from clipkit.types import Record
 
 METADATA_FILES = ("metadata.parquet", "metadata.jsonl", "metadata.csv")
@@ -22,7 +22,10 @@ SPLIT_FOLDERS = frozenset(("train", "test", "dev", "val", "valid", "validation")
 
 def detect(source: str) -> bool:
     path = Path(source)
-    return path.is_dir() and (bool(_metadata_files(path)) or any(_class_folders(path)))
+    if not path.is_dir():
+        return False
+    # A table beside a folder of images says more of them than that folder's name.
+    return bool(_metadata_files(path)) or (any(_class_folders(path)) and not table.detect(source))
 
 
 def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
@@ -41,7 +44,7 @@ def _read_metadata(source: Path, files: list[Path], options: ReadOptions) -> Ite
         folder = "" if file.parent == source else f"{file.parent.relative_to(source).as_posix()}/"
         split = _split_of(file.parent) if folder else None
         given = replace(options, image_column=options.image_column or FILE_NAME)
-        yield from records(open_table([file], given), given, root, prefix=folder, split=split)
+        yield from records(table.open_table([file], given), given, root, prefix=folder, split=split)
 
 
 def _read_classes(source: Path, options: ReadOptions) -> Iterator[Item]:

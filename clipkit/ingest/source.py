@@ -33,6 +33,9 @@ class ReadOptions:
     test_fraction: float = 0.0
 
 
+FORMAT_OPTIONS = ("image_dir", "image_column", "caption_columns", "id_column", "keep", "class_template")
+
+
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """A row that cannot become a record, and why."""
@@ -47,10 +50,19 @@ Item = Record | Rejected
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One format: does it look like this, and its items from the `skip`th on, always in the same order."""
+    """One format: does it look like this, and its items from the `skip`th on, always in the same order.
+
+    `options` are those of `FORMAT_OPTIONS` that mean something to it.
+    """
 
     detect: Callable[[str], bool]
     read: Callable[[str, ReadOptions, int], Iterator[Item]]
+    options: frozenset[str] = frozenset()
+
+    def ignored(self, options: ReadOptions) -> list[str]:
+        """Options that are given and that this format has no use for."""
+        given = [name for name in FORMAT_OPTIONS if getattr(options, name) != getattr(ReadOptions(), name)]
+        return [name for name in given if name not in self.options]
 
 
 def split_name(name: str | None) -> str | None:

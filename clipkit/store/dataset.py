@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,4 +132,6 @@ def _cannot_open(uri: str, version: int | str | None, error: Exception) -> DataE
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    """What went wrong, without the places in Lance's own source that it adds."""
+    text = re.sub(r",? ?/\S+\.rs:\d+:\d+", "", str(error)).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

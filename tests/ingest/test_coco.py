@@ -46,11 +46,11 @@ def test_coco_file(tmp_path: Path, image_folder: Path, read_all, annotations_fir
     file = tmp_path / "captions_train2014.json"
     file.write_text(json.dumps(coco_object(range(NUM_ROWS), annotations_first=annotations_first)))
     assert ingest.detect(str(file)) == "coco"
-    items = read_all(file, ReadOptions(image_dir=image_folder))
+    items = read_all(file, ReadOptions(image_dir=image_folder, keep=("*",)))
     check_records(items)
     assert {item.split for item in items} == {"train"}
     assert items[7].image_id == "000007.jpg"
-    assert items[7].extra == {"coco_id": 9_007}
+    assert items[7].extra == {"coco_id": 9_007, "license": 5, "flickr_url": "http://x"}
 
 
 def test_pycocotools_agrees(tmp_path: Path, image_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import json
 import socket
 import struct
 import threading
@@ -10,12 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import lance
 import pytest
 from corpora import make_image
 
 from clipkit.ingest import Item, Rejected
 from clipkit.ingest.fetch import FetchOptions, fetch_urls, retry_after_s
+from clipkit.ingestion import IngestOptions, ingest
 from clipkit.types import Record, Url
 
 QUICK = FetchOptions(timeout_s=1.0, backoff_s=0.05, max_bytes=100_000, max_wait_s=5.0)
@@ -279,3 +283,18 @@ def test_retry_after() -> None:
     assert retry_after_s("7") == 7
     assert 50 < retry_after_s(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
     assert retry_after_s("soon") == retry_after_s("") == 0
+
+
+def test_ingest_of_a_table_of_urls(server: Server, tmp_path: Path) -> None:
+    base = f"http://127.0.0.1:{server.server_address[1]}"
+    kinds = [*(f"slow/{number}" for number in range(40)), "status/404", "promises_less/3", "reset/2", "to_file"]
+    lines = ["url,caption", *(f"{base}/{kind},a picture" for kind in kinds)]
+    (tmp_path / "urls.csv").write_text("\n".join(lines))
+    summary = ingest([str(tmp_path / "urls.csv")], str(tmp_path / "x.lance"), IngestOptions())
+    assert (summary.counts.rows, summary.rejected) == (41, 3)
+    rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    reasons = {line["id"].removeprefix(f"{base}/"): line["reason"] for line in rejected}
+    assert reasons["status/404"] == "HTTP 404 Not Found"
+    assert reasons["promises_less/3"].startswith("truncated")
+    images = lance.dataset(str(tmp_path / "x.lance")).to_table(columns=["image"]).column(0).to_pylist()
+    assert images == [make_image(number) for number in [*range(40), 2]]

@@ -186,3 +186,22 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         list(ingest.read(str(tmp_path / "x.parquet"), ReadOptions()))
+
+
+def test_a_table_beside_a_folder_of_images(tmp_path: Path, image_folder: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").write_bytes(make_image(1))
+    (tmp_path / "things.csv").write_text("filename,title,price\na.jpg,A thing,3\n")
+    assert ingest.detect(str(tmp_path)) == "table"
+    [record] = ingest.read(str(tmp_path), ReadOptions())
+    assert isinstance(record, Record)
+    assert (record.image, record.captions) == (tmp_path / "pictures" / "a.jpg", ("A thing",))
+
+
+def test_options_that_say_nothing_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.jpg").write_bytes(make_image(1))
+    (tmp_path / "captions.txt").write_text("a.jpg,one\n")
+    list(ingest.read(str(tmp_path), ReadOptions(caption_columns=("x",), image_dir=tmp_path)))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"--caption-column says nothing about `{tmp_path}`, which is read as flickr"
+    ]
