@@ -1,0 +1,192 @@
+"""`clipkit train` from its config to its run folder, and what it makes of trouble."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lance
+import pytest
+from safetensors.torch import load_file
+
+from clipkit import training
+from clipkit.config_file import parse_config
+from clipkit.errors import CheckpointError, ConfigError, DataError, TrainingError
+from clipkit.runs import find_checkpoint, read_meta, read_metrics
+from clipkit.train.session import open_session
+
+Train = Callable[..., dict[str, Any]]
+SHORT = ("train.duration=2st", "train.validate_every=null", "train.ema=null")
+
+
+def lines_with(run: Path, key: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run) if key in line]
+
+
+def test_a_run_leaves_its_numbers_its_config_and_its_checkpoints(
+    tmp_path: Path, config_file: Path, train: Train
+) -> None:
+    summary = train(config_file, "train.keep=1")
+    run = tmp_path / "run"
+    steps = lines_with(run, "loss")
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    assert steps[-1]["epoch"] == 2.0
+    assert steps[0]["lr"].keys() == {"image_encoder", "text_encoder", "heads", "temperature"}
+    assert all(line["samples_per_s"] > 0 and 0 <= line["wait_share"] <= 1 for line in steps)
+    validations = lines_with(run, "split")
+    assert [(line["step"], line["split"]) for line in validations] == [(6, "test"), (12, "test")]
+    assert 0 <= validations[0]["text_to_image"]["recall@10"] <= 1
+    best = json.loads((run / "checkpoints" / "best.json").read_text())
+    assert best["value"] == max(line["text_to_image"]["recall@10"] for line in validations)
+    kept = sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+    assert kept == sorted({best["step"], 12})
+    meta = read_meta(find_checkpoint(run, "last"))
+    assert (meta["step"], meta["threads"], meta["dataset"]["version"]) == (12, 1, 1)
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert (summary["step"], summary["reason"], summary["exit_code"]) == (12, "done", 0)
+    assert parse_config((run / "config.yaml").read_text(), source="config").run.name == "tiny"
+
+
+def test_the_dataset_version_is_tagged_and_kept(
+    tmp_path: Path, config_file: Path, shapes_dataset: Path, train: Train
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy.lance"
+    shutil.copytree(shapes_dataset, copy)
+    train(config_file, *SHORT, f"data.dataset={copy}")
+    dataset = lance.dataset(str(copy))
+    assert [tag["version"] for name, tag in dataset.tags.list().items() if name.startswith("clipkit-tiny")] == [1]
+    lance.write_dataset(dataset.to_table(limit=8), str(copy), mode="append")
+    train(None, "train.duration=3st", resume=str(tmp_path / "run"))
+    assert read_meta(find_checkpoint(tmp_path / "run", "last"))["dataset"]["version"] == 1
+
+
+def test_an_existing_run_folder_is_refused(tmp_path: Path, config_file: Path, train: Train) -> None:
+    train(config_file, *SHORT)
+    with pytest.raises(CheckpointError, match="already exists") as caught:
+        train(config_file, *SHORT)
+    assert "--resume" in caught.value.hint
+
+
+def test_a_dry_run_builds_everything_and_writes_nothing(tmp_path: Path, config_file: Path) -> None:
+    result = training.dry_run(open_session(config_file, ["optim.freeze=[image_encoder]"]))
+    assert result["groups"]["image_encoder"]["trained"] == 0
+    assert result["groups"]["heads"]["trained"] == result["groups"]["heads"]["params"] > 0
+    assert (result["steps"], result["steps_per_epoch"], result["samples"]) == (12, 6, 200)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_warm_start_takes_the_weights_and_the_tokenizer(tmp_path: Path, config_file: Path, train: Train) -> None:
+    train(config_file, *SHORT)
+    before = load_file(find_checkpoint(tmp_path / "run") / "model.safetensors")
+    other = tmp_path / "other"
+    train(
+        config_file, "train.duration=1st", "train.validate_every=null", "train.ema=null",
+        f"run.dir={other}", f"model.init={tmp_path / 'run'}",
+        "optim.groups.image_encoder.lr=0", "optim.groups.text_encoder.lr=0",
+    )  # fmt: skip
+    after = load_file(find_checkpoint(other) / "model.safetensors")
+    weights = [name for name in before if name.endswith("weight") and "_encoder" in name]
+    assert weights
+    assert all(before[name].equal(after[name]) for name in weights)
+
+
+def test_a_checkpoint_of_another_model_is_an_error(tmp_path: Path, config_file: Path, train: Train) -> None:
+    train(config_file, *SHORT)
+    with pytest.raises(CheckpointError, match=r"another model|do not fit|shape"):
+        train(
+            config_file,
+            *SHORT,
+            f"run.dir={tmp_path / 'other'}",
+            f"model.init={tmp_path / 'run'}",
+            "model.embedding_dim=8",
+        )
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, config_file: Path, train: Train
+) -> None:
+    with pytest.raises(
+        TrainingError, match=r"step \d+ is not finite: loss .*largest gradient is that of `\w+`.*`shapes_"
+    ) as caught:
+        train(
+            config_file, "train.checkpoint_every=2st", "train.validate_every=null", "optim.schedule.warmup=2st",
+            "optim.groups.heads.lr=1e25", "train.guards.max_skipped=3", "train.ema=null",
+        )  # fmt: skip
+    run = tmp_path / "run"
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+    assert len([line for line in lines_with(run, "lr") if line.get("skipped")]) == 3
+    assert "learning rates" in caught.value.hint
+
+
+def test_a_rollback_goes_on_from_good_weights_at_a_lower_rate(
+    tmp_path: Path, config_file: Path, train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(config_file, "train.duration=2st", "train.validate_every=null", "train.ema=null")
+    with caplog.at_level("WARNING", logger="clipkit"):
+        summary = train(
+            None, "train.duration=12st", "optim.groups.heads.lr=1e25", "train.guards.on_nonfinite=rollback",
+            "train.guards.max_skipped=2", "train.guards.rollback_lr_factor=1e-28", "train.checkpoint_every=50st",
+            resume=str(tmp_path / "run"),
+        )  # fmt: skip
+    assert summary["step"] == 12
+    assert [line["checkpoint"] for line in lines_with(tmp_path / "run", "event")] == ["step-00000002"]
+    assert "going on from the weights of" in caplog.text
+    assert lines_with(tmp_path / "run", "loss")[-1]["loss"] is not None
+
+
+def test_early_stopping_ends_the_run(config_file: Path, train: Train) -> None:
+    summary = train(
+        config_file, "train.validate_every=1st", "train.early_stopping={patience: 2, min_delta: 1}", "train.ema=null"
+    )
+    assert summary["reason"].startswith("stopped early")
+    assert (summary["step"], summary["exit_code"]) == (3, 0)
+
+
+def test_a_metric_that_there_is_not_names_those_there_are(config_file: Path, train: Train) -> None:
+    with pytest.raises(TrainingError, match=r"`train\.best: recall`") as caught:
+        train(config_file, "train.validate_every=1st", "train.best=recall", "train.duration=1st")
+    assert "`text_to_image/recall@10`" in caught.value.hint
+
+
+def test_a_run_in_minutes_measures_itself_once(tmp_path: Path, config_file: Path, train: Train) -> None:
+    summary = train(config_file, "train.duration=0.01min", "train.validate_every=null", "train.ema=null")
+    total = json.loads((tmp_path / "run" / "run.json").read_text())["total_steps"]
+    assert summary["step"] == summary["total_steps"] == total
+    again = train(None, rerun=str(tmp_path / "run"))
+    assert again["step"] == total
+
+
+def test_a_group_is_unfrozen_at_its_step(tmp_path: Path, config_file: Path, train: Train) -> None:
+    train(
+        config_file,
+        "optim.freeze={image_encoder: 2st}",
+        "train.duration=4st",
+        "train.validate_every=null",
+        "train.ema=null",
+    )
+    trained = ["image_encoder" in line["lr"] for line in lines_with(tmp_path / "run", "lr")]
+    assert trained == [False, False, True, True]
+
+
+def test_norms_a_group_are_logged(tmp_path: Path, config_file: Path, train: Train) -> None:
+    train(config_file, *SHORT, "train.log_norms_every=2st".replace("st", ""))
+    lines = lines_with(tmp_path / "run", "norms")
+    assert [line["step"] for line in lines] == [2]
+    assert lines[0]["norms"]["weight"].keys() == lines[0]["norms"]["gradient"].keys()
+
+
+@pytest.mark.parametrize("key", ["train", "validation"])
+def test_a_filter_that_chooses_nothing_is_an_error(key: str, tmp_path: Path, config_file: Path, train: Train) -> None:
+    with pytest.raises(DataError, match=f"`data.{key}: split = 'none'` chooses no row"):
+        train(config_file, f"data.{key}=split = 'none'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_is_needed() -> None:
+    with pytest.raises(ConfigError, match="no config"):
+        open_session(None)
