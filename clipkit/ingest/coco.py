@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,16 @@ def _read_coco(file: Path, root: Root, options: ReadOptions) -> Iterator[Item]:
     # A group's first three texts are the image's file, id and columns; images are entered first, so that theirs
     # is the order.
     groups = Groups()
-    for number, image in enumerate(elements(file, "images")):
+    for number, image in _objects(file, "images", "id"):
         if str(image["id"]) not in groups:
             name = str(image.get("file_name", ""))
-            extra = json.dumps(_extra(image, image.get("id"), options))
+            extra = json.dumps(_extra(image, image["id"], options))
             groups.add(str(image["id"]), number, (name, str(image.get("image_id") or name), extra))
-    for number, annotation in enumerate(elements(file, "annotations")):
-        image_id = str(annotation.get("image_id"))
+    for number, annotation in _objects(file, "annotations", "image_id"):
+        image_id = str(annotation["image_id"])
         if image_id in groups:
-            groups.add(image_id, number, as_captions([annotation.get("caption")]))
+            caption = str(annotation.get("caption") or "").strip()
+            groups.add(image_id, number, (caption,) if caption else ())
         else:
             yield Rejected(image_id, f"{file.name}:annotations[{number}]", "the image is not listed in `images`")
     for group in groups:
@@ -70,8 +72,8 @@ def _read_coco(file: Path, root: Root, options: ReadOptions) -> Iterator[Item]:
 
 
 def _read_karpathy(file: Path, root: Root, options: ReadOptions) -> Iterator[Item]:
-    for number, image in enumerate(elements(file, "images")):
-        captions = tuple(as_captions([sentence.get("raw") for sentence in image.get("sentences", [])]))
+    for number, image in _objects(file, "images", "sentences"):
+        captions = tuple(as_captions(image["sentences"]))
         extra = _extra(image, image.get("cocoid"), options)
         place, split = f"{file.name}:images[{number}]", split_name(image.get("split"))
         name = str(image.get("filename", ""))
@@ -98,8 +100,16 @@ def _item(root: Root, image_id: str, file_name: str, draft: Record) -> Item:
     return Record(image_id, image, draft.captions, draft.source, draft.split, draft.extra)
 
 
+def _objects(file: Path, array: str, needed: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The array's elements with their numbers; raises DataError for one without the field that is needed."""
+    for number, element in enumerate(elements(file, array)):
+        if not isinstance(element, dict) or needed not in element:
+            raise DataError(f"`{array}[{number}]` of `{file}` has no `{needed}`", "is it a file of captions?")
+        yield number, element
+
+
 def _image_names(file: Path) -> Iterator[str]:
-    for image in elements(file, "images"):
+    for _, image in _objects(file, "images", "sentences" if _is_karpathy(file) else "id"):
         name = str(image.get("file_name") or image.get("filename") or "")
         if folder := image.get("filepath"):
             yield os.path.join(folder, name)
@@ -126,16 +136,17 @@ def _caption_files(source: Path) -> list[Path]:
 
 
 def _has_captions(file: Path) -> bool:
-    first = _first_elements(file)
+    first = _first_elements(file, file.stat().st_mtime_ns)
     return "sentences" in first.get("images", {}) or "caption" in first.get("annotations", {})
 
 
 def _is_karpathy(file: Path) -> bool:
-    return "sentences" in _first_elements(file).get("images", {})
+    return "sentences" in _first_elements(file, file.stat().st_mtime_ns).get("images", {})
 
 
-def _first_elements(file: Path) -> dict[str, Any]:
-    """The first element of `images` and of `annotations`, as far as they are objects."""
+@lru_cache(maxsize=64)
+def _first_elements(file: Path, modified_ns: int) -> dict[str, Any]:
+    """The first element of `images` and of `annotations`, as far as they are objects (it may be a long way)."""
     found: dict[str, Any] = {}
     try:
         for key, value in members(file, "images", "annotations"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from clipkit.errors import DataError
 
 MEMORY_LIMIT_BYTES = 256_000_000
-ENTRY_BYTES = 350  # what a group costs beside its texts: dict slot, tuple, list, integers
+ENTRY_BYTES = 350  # what a group costs beside its texts: dict slots, list, integer
 SCHEMA = """
     PRAGMA journal_mode = OFF;
     PRAGMA synchronous = OFF;
@@ -40,7 +40,8 @@ class Groups:
     def __init__(self, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
         self._limit = memory_limit_bytes
         self._size = 0
-        self._entries: dict[str, tuple[int, list[str]]] = {}
+        self._first: dict[str, int] = {}
+        self._texts: dict[str, list[str]] = {}
         self._database: sqlite3.Connection | None = None
 
     @property
@@ -49,23 +50,24 @@ class Groups:
 
     def __len__(self) -> int:
         if self._database is None:
-            return len(self._entries)
+            return len(self._texts)
         self._flush()
         return int(self._database.execute("SELECT count(*) FROM groups").fetchone()[0])
 
     def __contains__(self, key: str) -> bool:
-        if key in self._entries:
+        if key in self._texts:
             return True
         if self._database is None:
             return False
         return self._database.execute("SELECT 1 FROM groups WHERE key = ?", (key,)).fetchone() is not None
 
     def add(self, key: str, row: int, texts: Sequence[str]) -> None:
-        entry = self._entries.get(key)
-        if entry is None:
-            entry = self._entries[key] = (row, [])
+        own = self._texts.get(key)
+        if own is None:
+            own = self._texts[key] = []
+            self._first[key] = row
             self._size += ENTRY_BYTES + len(key)
-        entry[1].extend(texts)
+        own.extend(texts)
         for text in texts:
             self._size += sys.getsizeof(text)
         if self._size > self._limit:
@@ -73,8 +75,8 @@ class Groups:
 
     def __iter__(self) -> Iterator[Group]:
         if self._database is None:
-            for key, (first, texts) in self._entries.items():
-                yield Group(key, first, tuple(texts))
+            for key, texts in self._texts.items():
+                yield Group(key, self._first[key], tuple(texts))
             return
         self._flush()
         rows = self._database.execute("SELECT key, first, texts FROM groups ORDER BY position")
@@ -88,14 +90,14 @@ class Groups:
                 self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
                 self._database.executescript(SCHEMA)
             self._database.execute("BEGIN")
-            self._database.executemany(
-                UPSERT, ((key, first, json.dumps(texts)) for key, (first, texts) in self._entries.items())
-            )
+            rows = ((key, self._first[key], json.dumps(texts)) for key, texts in self._texts.items())
+            self._database.executemany(UPSERT, rows)
             self._database.execute("COMMIT")
         except sqlite3.Error as error:
             raise DataError(
                 f"the captions do not fit into memory, nor into a temporary file: {error}",
                 "point TMPDIR at a disk with room",
             ) from error
-        self._entries.clear()
+        self._first.clear()
+        self._texts.clear()
         self._size = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from clipkit.errors import DataError
 
 CHUNK_CHARS = 1 << 20
 MAX_ELEMENT_CHARS = 1 << 26
-WHITE_SPACE = " \t\r\n"
+SPACE = re.compile(r"[ \t\r\n]*")
+SPACE_AND_COMMA = re.compile(r"[ \t\r\n,]*")
 
 
 def elements(file: Path, array: str) -> Iterator[Any]:
@@ -53,11 +55,10 @@ class _Window:
         self._is_whole = False
         self._decode = json.JSONDecoder().raw_decode
 
-    def peek(self) -> str:
+    def peek(self, passed_over: re.Pattern[str] = SPACE) -> str:
         """The next character that is no white space; empty at the end."""
         while True:
-            while self._position < len(self._text) and self._text[self._position] in WHITE_SPACE:
-                self._position += 1
+            self._position = passed_over.match(self._text, self._position).end()  # type: ignore[union-attr]
             if self._position < len(self._text):
                 return self._text[self._position]
             if not self._fill():
@@ -69,7 +70,7 @@ class _Window:
         self._position += 1
 
     def value(self) -> Any:
-        self.peek()
+        """The value that `peek` has come to."""
         while True:
             try:
                 value, end = self._decode(self._text, self._position)
@@ -84,10 +85,8 @@ class _Window:
 
     def array(self) -> Iterator[Any]:
         self.expect("[")
-        while self.peek() != "]":
+        while self.peek(SPACE_AND_COMMA) != "]":
             yield self.value()
-            if self.peek() == ",":
-                self._position += 1
         self.expect("]")
 
     def _fill(self) -> bool:

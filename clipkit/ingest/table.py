@@ -115,6 +115,7 @@ class CsvTable:
     def _strings(self, columns: Sequence[str]) -> Iterator[Row]:
         number = 0
         for file in self._files:
+            label = file.name
             with _open_text(file) as stream:
                 reader = self._reader(file, stream)
                 header: list[str] = next(reader, [])
@@ -122,7 +123,7 @@ class CsvTable:
                 for fields, problem in _fields(reader):
                     if not fields and not problem:
                         continue  # an empty line
-                    place = f"{file.name}:{reader.line_num}"
+                    place = f"{label}:{reader.line_num}"
                     if not problem and len(fields) != len(header):
                         problem = f"{len(fields)} fields where the header has {len(header)}"
                     values = None if problem else [None if i is None else fields[i] for i in indices]
@@ -199,14 +200,15 @@ class JsonLinesTable:
 
     def _objects(self) -> Iterator[tuple[str, Any]]:
         for file in self._files:
+            label = file.name
             with _open_text(file) as stream:
                 for number, line in enumerate(stream, 1):
                     if not line.strip():
                         continue
                     try:
-                        yield f"{file.name}:{number}", json.loads(line)
+                        yield f"{label}:{number}", json.loads(line)
                     except ValueError:
-                        yield f"{file.name}:{number}", None
+                        yield f"{label}:{number}", None
 
 
 # --- Parquet -----------------------------------------------------------------------------------------
