@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,9 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from clipkit.config import NoAugment
+from clipkit.config import DataConfig, NoAugment
 from clipkit.data.decode import choose_divisor, decode, fastest_decoder
 from clipkit.data.pixels import cache_column
-from clipkit.data.tokenizer import FastTokenizer
 from clipkit.data.tokens import token_column, token_field, tokens_array
 from clipkit.data.transforms import crop_box, cut_and_resize, turn_upright
 from clipkit.errors import DataError
@@ -23,6 +24,9 @@ from clipkit.hardware import usable_cores
 from clipkit.ingest.header import BadImage, parse_header
 from clipkit.store import Dataset
 from clipkit.store.columns import count_missing, fill_column
+from clipkit.types import Tokenizer
+
+log = logging.getLogger(__name__)
 
 PROBE_ROWS = 256
 BATCH_ROWS = 256
@@ -89,7 +93,7 @@ def make_cache(
 
 
 def make_token_cache(
-    dataset: Dataset, tokenizer: FastTokenizer, *, advance: Callable[[int], object] | None = None
+    dataset: Dataset, tokenizer: Tokenizer, *, advance: Callable[[int], object] | None = None
 ) -> Dataset:
     """Keep every caption's token ids in a column that is named for the tokenizer."""
 
@@ -99,12 +103,24 @@ def make_token_cache(
     return fill_column(dataset, token_field(tokenizer), compute, batch_rows=4096, advance=advance)
 
 
-def has_cache(dataset: Dataset, *, side_px: int) -> bool:
-    return count_missing(dataset, cache_column(side_px)) == 0
+def fill_missing(datasets: Sequence[Dataset], config: DataConfig, tokenizer: Tokenizer | None) -> tuple[Dataset, ...]:
+    """The datasets with the caches that the config trains from, made where they are missing."""
+    return tuple(_fill_one(dataset, config, tokenizer) for dataset in datasets)
 
 
-def has_token_cache(dataset: Dataset, tokenizer: FastTokenizer) -> bool:
-    return count_missing(dataset, token_column(tokenizer)) == 0
+def _fill_one(dataset: Dataset, config: DataConfig, tokenizer: Tokenizer | None) -> Dataset:
+    if config.cache is not None and count_missing(dataset, cache_column(config.cache)):
+        plan = plan_cache(dataset, side_px=config.cache)
+        log.info(
+            "making the pixel cache of `%s`: %.0f MB, about %.0f s", dataset.uri, plan.bytes / MEGABYTE, plan.write_s
+        )
+        dataset, bad = make_cache(dataset, side_px=config.cache)
+        if bad:
+            log.warning("%d images of `%s` cannot be decoded, `%s` first", len(bad), dataset.uri, bad[0])
+    if config.token_cache and tokenizer is not None and count_missing(dataset, token_column(tokenizer)):
+        log.info("keeping the captions' tokens in `%s`, column `%s`", dataset.uri, token_column(tokenizer))
+        dataset = make_token_cache(dataset, tokenizer)
+    return dataset
 
 
 def _decode_rows(dataset: Dataset, rows: np.ndarray, side_px: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,8 +149,6 @@ def _decode_rows(dataset: Dataset, rows: np.ndarray, side_px: int) -> tuple[np.n
 def _check_space(dataset: Dataset, needed: int) -> None:
     if "://" in dataset.uri:
         return
-    import shutil
-
     free = shutil.disk_usage(Path(dataset.uri)).free
     if needed > free:
         raise DataError(

@@ -30,7 +30,7 @@ class Texts:
 
     image_ids: list[str]
     captions: list[str]
-    token_ids: list[list[int]] | None  # of the captions, where the dataset keeps them
+    token_ids: list[np.ndarray] | None  # of the captions, where the dataset keeps them
     sizes: list[tuple[int, int, int]] | None  # width, height, orientation
 
 
@@ -125,13 +125,17 @@ class Corpus:
             return max(range(len(captions)), key=lambda number: len(captions[number]), default=0)
         return int(draw * len(captions)) if self.config.caption == "random" else 0
 
-    def _token_ids(self, values: pa.RecordBatch, numbers: Sequence[int]) -> list[list[int]] | None:
+    def _token_ids(self, values: pa.RecordBatch, numbers: Sequence[int]) -> list[np.ndarray] | None:
         if self._token_column is None:
             return None
         stored = values.column(self._token_column)
         if stored.null_count:  # rows that came after the cache was made
             return None
-        return [ids[number] for ids, number in zip(stored.to_pylist(), numbers, strict=True)]
+        texts = stored.values
+        first, ends = stored.offsets.to_numpy(), texts.offsets.to_numpy()
+        ids = texts.values.to_numpy()
+        chosen = (first[:-1] + np.array(numbers)).tolist()
+        return [ids[ends[text] : ends[text + 1]] for text in chosen]
 
     def _sizes(self, values: pa.RecordBatch) -> list[tuple[int, int, int]] | None:
         if not self._has_sizes:

@@ -20,6 +20,8 @@ from clipkit.types import Tokens
 
 Padding = Literal["longest", "max"]
 PAD_MULTIPLE = 8
+REMEMBERED = 200_000
+Ids = np.ndarray  # (T,) int32
 NUM_PROBES = 64
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -47,6 +49,7 @@ class FastTokenizer:
         self._backend.enable_truncation(max_tokens)
         self._max_tokens = max_tokens
         self._padding = padding
+        self._memory: dict[str, Ids] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -72,11 +75,18 @@ class FastTokenizer:
     def __call__(self, texts: Sequence[str]) -> Tokens:
         return self.pad(self.encode(texts))
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids a text, cut to `max_tokens` and not padded."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids a text (int32), cut to `max_tokens` and not padded; the last so many texts are remembered."""
+        memory = self._memory
+        new = [text for text in dict.fromkeys(texts) if text not in memory]
+        if len(memory) + len(new) > REMEMBERED:
+            memory = {text: memory[text] for text in texts if text in memory}
+        for text, encoding in zip(new, self._backend.encode_batch_fast(new) if new else (), strict=True):
+            memory[text] = np.array(encoding.ids, dtype=np.int32)
+        self._memory = memory
+        return [memory[text] for text in texts]
 
-    def pad(self, ids: Sequence[Sequence[int]]) -> Tokens:
+    def pad(self, ids: Sequence[Ids]) -> Tokens:
         """Ids a text as one (B, T) pair; T is the longest, rounded up to 8, or `max_tokens`."""
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         width = self._max_tokens
@@ -85,7 +95,8 @@ class FastTokenizer:
             width = min(width, -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE)
         mask = np.arange(width) < lengths[:, None]
         input_ids = np.full((len(ids), width), self.pad_token_id, dtype=np.int64)
-        input_ids[mask] = np.fromiter((i for row in ids for i in row), dtype=np.int64, count=int(lengths.sum()))
+        if len(ids):
+            input_ids[mask] = np.concatenate(ids)
         return Tokens(torch.from_numpy(input_ids), torch.from_numpy(mask.astype(np.int64)))
 
     def truncated_share(self, texts: Sequence[str]) -> float:

@@ -24,5 +24,5 @@ def tokens_array(tokenizer: Tokenizer, captions: Sequence[Sequence[str]]) -> pa.
     ids = tokenizer.encode([caption for of_row in captions for caption in of_row])
     rows = np.cumsum([0, *map(len, captions)], dtype=np.int32)
     texts = np.cumsum([0, *map(len, ids)], dtype=np.int32)
-    flat = np.fromiter((i for text in ids for i in text), dtype=np.int32, count=int(texts[-1]))
+    flat = np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
     return pa.ListArray.from_arrays(rows, pa.ListArray.from_arrays(texts, flat))

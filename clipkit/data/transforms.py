@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,8 +24,7 @@ NUM_UNIFORMS = CROP + 4 * CROP_TRIES
 Augmentation = NoAugment | RandomResizedCrop | RandomCrop
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """A region of an image, in pixels of the upright image."""
 
     left: float
