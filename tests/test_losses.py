@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from clipkit import losses
 from clipkit.config import InfoNCE, Sigmoid, SoftTargets
 
-WORKER = Path(__file__).parent / "rank_losses.py"
+WORKER = Path(__file__).parent / "workers" / "rank_losses.py"
 SCALE, BIAS = 7.0, -3.0
 
 
