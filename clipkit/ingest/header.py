@@ -235,6 +235,21 @@ def _tiff_tags(data: Data) -> dict[str, list[int]]:
 # --- AVIF, HEIC -----------------------------------------------------------------------------------
 
 AVIF_BRANDS = (b"avif", b"avis")
+# What `irot` (quarter turns to the left) and `imir` (axis) come to as EXIF's orientation.
+HEIF_ORIENTATIONS = {
+    (None, 1): 2,
+    (2, None): 3,
+    (None, 0): 4,
+    (1, 0): 5,
+    (3, None): 6,
+    (3, 0): 7,
+    (1, None): 8,
+    # other ways to say the same
+    (2, 0): 2,
+    (2, 1): 4,
+    (3, 1): 5,
+    (1, 1): 7,
+}
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 
@@ -251,10 +266,18 @@ def _parse_heif(data: Data) -> ImageInfo:
         raise BadImage("truncated: a box reaches beyond the end of the file")
     sizes = [struct.unpack(">II", match[1]) for match in re.finditer(rb"ispe\0\0\0\0(.{8})", data, re.DOTALL)]
     width, height = max(sizes, key=lambda size: int(size[0]) * int(size[1]), default=(0, 0))
-    # Rotation is a property of its own there (`irot`), which every decoder applies; EXIF's is not used.
-    turned = any(match[1][0] & 1 for match in re.finditer(rb"irot(.)", data, re.DOTALL))
-    name = "avif" if bytes(data[8:12]) in AVIF_BRANDS or b"av01" in bytes(data[:1024]) else "heic"
-    return ImageInfo(name, *((height, width) if turned else (width, height)))
+    # Turning and mirroring are boxes of their own there; EXIF's orientation is not used.
+    turn, mirror = (_one_byte_box(data, name) for name in (b"irot", b"imir"))
+    orientation = HEIF_ORIENTATIONS.get((None if turn is None else turn & 3, None if mirror is None else mirror & 1), 1)
+    if bytes(data[8:12]) in AVIF_BRANDS or b"av01" in bytes(data[:1024]):
+        return ImageInfo("avif", width, height, orientation)
+    # HEIC's decoder turns the image upright by itself.
+    return ImageInfo("heic", *((height, width) if orientation >= 5 else (width, height)))
+
+
+def _one_byte_box(data: Data, name: bytes) -> int | None:
+    match = re.search(rb"\0\0\0\x09" + name + rb"(.)", data, re.DOTALL)
+    return match[1][0] if match else None
 
 
 PARSERS: tuple[tuple[Callable[[bytes], bool], Callable[[Data], ImageInfo]], ...] = (

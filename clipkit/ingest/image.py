@@ -68,8 +68,10 @@ def prepare(data: Data, options: ImageOptions) -> PreparedImage:
         if options.verify:
             decode(data, info)
         return PreparedImage(data, info.width, info.height, info.orientation)
-    pixels = _crop(_resize(decode(data, info, at_least=scaled), scaled), cropped)
-    pixels = _turn(pixels, info.orientation)
+    pixels = decode(data, info, at_least=scaled)
+    if info.format != "jpeg":  # decoded whole, and some formats' decoders turn the image
+        scaled, cropped = target_size(pixels.shape[1], pixels.shape[0], options)
+    pixels = _turn(_crop(_resize(pixels, scaled), cropped), info.orientation)
     height, width = pixels.shape[:2]
     return PreparedImage(_encode_jpeg(pixels, options.quality), width, height, 1)
 

@@ -220,7 +220,15 @@ def test_crop_is_of_the_centre() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(
     ("format", "mode"),
-    [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("WEBP", "RGB"), ("TIFF", "RGB"), ("TIFF", "CMYK")],
+    [
+        ("JPEG", "RGB"),
+        ("JPEG", "CMYK"),
+        ("PNG", "RGB"),
+        ("WEBP", "RGB"),
+        ("AVIF", "RGB"),
+        ("TIFF", "RGB"),
+        ("TIFF", "CMYK"),
+    ],
 )
 def test_exif_orientation(orientation: int, format: str, mode: str) -> None:
     exif = Image.Exif()
