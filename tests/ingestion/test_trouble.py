@@ -185,7 +185,7 @@ def test_a_crash_between_commit_and_clean_up(make_corpus: MakeCorpus, tmp_path: 
     (more / "Images" / "000006.jpg").unlink()
     append = IngestOptions(mode="append", resume=True)
     with pytest.raises(DataError, match="--max-rejected"):
-        ingest([str(more)], str(out), replace(append, max_rejected=MaxRejected(count=0)))
+        ingest([str(more)], str(out), replace(append, max_rejected=MaxRejected(share=0.001)))
     shutil.copytree(out / "_ingest", tmp_path / "staged")
     assert ingest([str(more)], str(out), append).total_rows == 8
     shutil.copytree(tmp_path / "staged", out / "_ingest")
