@@ -36,6 +36,8 @@ QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 QUOTED_START = re.compile(r'\s*"((?:[^"]|"")*)"\s*,')
 NUMBERED = re.compile(r"\s*\d+\s*[|,\t]?(.*)", re.DOTALL)
 
+MAX_QUOTED_LINES = 50  # a quote that is not closed by then is a stray one
+
 Line = tuple[int, str, str]  # number, image, caption
 
 
@@ -126,19 +128,26 @@ def _split(lines: Iterable[tuple[int, str]], delimiter: str, is_numbered: bool) 
 def _whole_rows(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """Joins the lines of a quoted caption that has line breaks in it."""
     waiting: deque[tuple[int, str]] = deque()
-    while (item := waiting.popleft() if waiting else next(lines, None)) is not None:
+
+    def following() -> tuple[int, str] | None:
+        return waiting.popleft() if waiting else next(lines, None)
+
+    while (item := following()) is not None:
         number, line = item
-        if '"' not in line:
-            yield item
-            continue
-        opens = line.count('"') % 2 == 1 and '"' in (line.strip()[:1], line.partition(",")[2].strip()[:1])
-        while opens and (following := next(lines, None)) is not None:
-            if FIRST_LINE.match(following[1]):  # a stray quote, and the next image already
-                waiting.append(following)
+        whole, taken = line, []
+        starts_quoted = '"' in line and '"' in (line.strip()[:1], line.partition(",")[2].strip()[:1])
+        while starts_quoted and whole.count('"') % 2 == 1 and len(taken) < MAX_QUOTED_LINES:
+            more = following()
+            if more is None:
                 break
-            line += following[1]
-            opens = line.count('"') % 2 == 1
-        yield number, line
+            taken.append(more)
+            if FIRST_LINE.match(more[1]):  # a stray quote, and the next image already
+                break
+            whole += more[1]
+        if starts_quoted and whole.count('"') % 2 == 1:
+            waiting.extendleft(reversed(taken))
+            whole = line
+        yield number, whole
 
 
 def _unquote(text: str) -> str:

@@ -79,6 +79,15 @@ def test_quoted_line_breaks_and_stray_quotes(tmp_path: Path) -> None:
     }
 
 
+def test_a_stray_quote_among_names_without_suffix(tmp_path: Path) -> None:
+    lines = ['n0,"never closed', *(f"n{number},caption {number}" for number in range(1, 200))]
+    names = [f"n{number}" for number in range(200)]
+    write_corpus(tmp_path, "captions.txt", "image,caption\n" + "\n".join(lines), names)
+    found = captions_of(tmp_path)
+    assert len(found) == 200
+    assert found["n0"] == ('"never closed',)
+
+
 def test_flickr8k_token(tmp_path: Path) -> None:
     text = "a.jpg#0\tA dog , a cat .\na.jpg#1\tNumber #2 .\nb.jpg#0\tB .\n"
     write_corpus(tmp_path, "Flickr8k.token.txt", text, ["a.jpg", "b.jpg"])
