@@ -104,7 +104,8 @@ def train(session: Session, *, progress: Progress) -> dict[str, Any]:
         finally:
             parts.loader.close()
         record.close("stopped" if outcome.exit_code else "done", message=outcome.reason)
-        _check_saved(record, outcome)
+        if distributed.is_main():
+            _check_saved(record, outcome)
         return _summary(session, parts, outcome)
 
 
@@ -163,9 +164,6 @@ def build_parts(session: Session, device: torch.device) -> Parts:
     plan = make_plan(config.train, config.optim, steps_per_epoch=loader.steps_per_epoch)
     if plan.total_steps is None and session.facts.get("total_steps"):
         plan = plan.with_total(int(session.facts["total_steps"]))
-    task.model.to(device)
-    if device.type != "mps":
-        task.model.to(memory_format=torch.channels_last)
     if config.train.compile:
         log.info("compiling the model: the first steps take some minutes")
         task.model.compile()

@@ -41,6 +41,8 @@ def train(
     """Train a model by a config, into a run folder."""
     from clipkit.train.session import open_session
 
+    if not _is_main():
+        logging.getLogger("clipkit").setLevel(logging.ERROR)  # of several processes one talks
     session = open_session(config, sets or (), resume=resume, rerun=rerun)  # before the heavy imports
 
     from clipkit import training

@@ -51,7 +51,7 @@ class Engine:
         self.lr_factor = 1.0  # what rollbacks made of the rates
         self._train = train
         self._optim = optim
-        strategy.shard(self.model)
+        strategy.prepare(self.model, device)
         self.groups = assign_groups(self.model.named_parameters(), optim)
         self.optimizer = build_optimizer(self.groups, optim)
         freeze_groups(self.groups, plan.frozen(0))

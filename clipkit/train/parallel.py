@@ -24,8 +24,11 @@ class Strategy:
         self.rank = rank
         self.world = world
 
-    def shard(self, model: nn.Module) -> None:
-        """Split the parameters over the ranks, before the optimizer sees them."""
+    def prepare(self, model: nn.Module, device: torch.device) -> None:
+        """Lay the parameters out as they will be trained, before the optimizer sees them."""
+        model.to(device)
+        if device.type != "mps":
+            model.to(memory_format=torch.channels_last)
 
     def wrap(self, piece: nn.Module) -> nn.Module:
         """The module whose forward and backward keep the ranks together."""
@@ -67,7 +70,10 @@ class Shards(Replicas):
         super().__init__(rank=rank, world=world)
         self._replicated: list[nn.Parameter] = []
 
-    def shard(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module, device: torch.device) -> None:
+        model.to(device)
+        for param in model.parameters():
+            param.data = param.data.contiguous()  # no other layout can be sharded
         for name, child in model.named_children():
             if name.endswith(("_encoder", "_head")) and any(True for _ in child.parameters()):
                 fully_shard(child)

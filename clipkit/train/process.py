@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,6 @@ from clipkit import distributed
 from clipkit.config import TrainConfig
 from clipkit.errors import ConfigError
 from clipkit.hardware import choose_device, usable_cores
-
-log = logging.getLogger("clipkit.train")
 
 
 @contextmanager
@@ -33,8 +30,6 @@ def process_group(config: TrainConfig) -> Iterator[torch.device]:
     dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout_s))
     try:
         _check_shares(config)
-        if not distributed.is_main():
-            logging.getLogger("clipkit").setLevel(logging.ERROR)
         yield device
     finally:
         dist.destroy_process_group()
