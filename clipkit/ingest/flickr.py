@@ -134,7 +134,8 @@ def _whole_rows(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
     while (item := following()) is not None:
         number, line = item
-        whole, taken = line, []
+        whole = line
+        taken: list[tuple[int, str]] = []
         starts_quoted = '"' in line and '"' in (line.strip()[:1], line.partition(",")[2].strip()[:1])
         while starts_quoted and whole.count('"') % 2 == 1 and len(taken) < MAX_QUOTED_LINES:
             more = following()

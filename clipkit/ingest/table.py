@@ -33,7 +33,7 @@ def detect(source: str) -> bool:
 def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
     """Records in the order in which their images first stand in the table."""
     path = Path(source)
-    files = _files(path)
+    files = _files(path) or ([path] if path.is_file() else [])
     if not files:
         raise DataError(
             f"`{source}` is no table, nor a folder of some", f"a table ends in {', '.join(TABLES)} (also .gz)"
@@ -46,7 +46,8 @@ def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
 
 
 def open_table(files: Sequence[Path], options: ReadOptions) -> Table:
-    return TABLES[_suffix(files[0])](files, options)
+    """A table of the kind that the files' suffix says; CSV if it is none of theirs."""
+    return TABLES.get(_suffix(files[0]), CsvTable)(files, options)
 
 
 def _probes(table: Table, options: ReadOptions) -> list[str]:

@@ -198,6 +198,14 @@ def test_a_table_beside_a_folder_of_images(tmp_path: Path, image_folder: Path) -
     assert (record.image, record.captions) == (tmp_path / "pictures" / "a.jpg", ("A thing",))
 
 
+def test_a_table_of_another_name(tmp_path: Path, image_folder: Path) -> None:
+    (tmp_path / "corpus.dat").write_text("path;text\n000001.jpg;A thing\n")
+    options = ReadOptions(format="table", image_dir=image_folder)
+    [record] = ingest.read(str(tmp_path / "corpus.dat"), options)
+    assert isinstance(record, Record)
+    assert record.captions == ("A thing",)
+
+
 def test_options_that_say_nothing_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.jpg").write_bytes(make_image(1))
     (tmp_path / "captions.txt").write_text("a.jpg,one\n")
