@@ -22,7 +22,7 @@ from clipkit.ingest.fetch import FetchOptions, fetch_urls, retry_after_s
 from clipkit.ingestion import IngestOptions, ingest
 from clipkit.types import Record, Url
 
-QUICK = FetchOptions(timeout_s=1.0, backoff_s=0.05, max_bytes=100_000, max_wait_s=5.0)
+QUICK = FetchOptions(timeout_s=10.0, backoff_s=0.05, max_bytes=100_000, max_wait_s=5.0)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -221,7 +221,7 @@ def test_what_is_rejected(server: Server, path: str, reason: str, num_requests: 
 
 @pytest.mark.parametrize("path", ["hang", "drip"])
 def test_slow_answers_time_out(server: Server, path: str) -> None:
-    options = FetchOptions(timeout_s=0.3, backoff_s=0.01, num_attempts=2)
+    options = FetchOptions(timeout_s=1.0, backoff_s=0.01, num_attempts=2)
     items = fetch(server.records(path, "ok/1"), options)
     assert isinstance(items[0], Rejected)
     assert items[0].reason == "timed out, 2 times"

@@ -182,10 +182,10 @@ def test_verify_decodes() -> None:
 def test_a_decompression_bomb_costs_nothing() -> None:
     data = bytearray(FILES["png"]())
     data[16:24] = struct.pack(">II", 60_000, 60_000)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(BadImage, match="60000x60000 is more than 200000000 pixels"):
         prepare(bytes(data), ImageOptions(resize=64, verify=True))
-    assert time.perf_counter() - started < 0.05
+    assert time.process_time() - started < 0.05
 
 
 def test_min_size() -> None:
