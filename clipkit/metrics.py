@@ -91,7 +91,8 @@ def effective_rank(embedding_ND: Tensor) -> Tensor:
     """How many directions the embeddings use: exp of the entropy of their singular values (Roy & Vetterli 2007)."""
     centred_ND = F.normalize(embedding_ND, dim=-1).double()
     centred_ND = centred_ND - centred_ND.mean(0)
-    share: Tensor = F.normalize(torch.linalg.svdvals(centred_ND), p=1, dim=0)
+    singular_D = torch.linalg.eigvalsh(centred_ND.T @ centred_ND).clamp(min=0).sqrt()
+    share: Tensor = F.normalize(singular_D, p=1, dim=0)
     return torch.exp(torch.special.entr(share).sum())
 
 

@@ -63,12 +63,11 @@ class DualEncoder(nn.Module):
         """Pixels (B, H, W, 3) uint8, or stored features (B, F), to embeddings (B, D)."""
         if images.ndim == 4:
             images = self._normalize_pixels(images)
-        features_BF = self.image_encoder(images).flatten(1)
-        return self._embed(self.image_head(features_BF))
+        return self._embed(self.image_head, self.image_encoder(images).flatten(1))
 
     def encode_text(self, texts: Tokens | torch.Tensor) -> torch.Tensor:
         """Tokens, or stored features (B, F), to embeddings (B, D)."""
-        return self._embed(self.text_head(self.text_encoder(texts)))
+        return self._embed(self.text_head, self.text_encoder(texts))
 
     def forward(self, images: torch.Tensor, texts: Tokens | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.encode_image(images), self.encode_text(texts)
@@ -78,9 +77,12 @@ class DualEncoder(nn.Module):
         dtype = self.pixel_scale.dtype
         return torch.addcmul(self.pixel_shift, images_BCHW.to(dtype), self.pixel_scale)
 
-    def _embed(self, projected_BD: torch.Tensor) -> torch.Tensor:
-        embedding_BD = projected_BD.to(torch.promote_types(projected_BD.dtype, torch.float32))
-        return F.normalize(embedding_BD, dim=-1) if self.normalize else embedding_BD
+    def _embed(self, head: nn.Module, features_BF: torch.Tensor) -> torch.Tensor:
+        """The head is small, and a bfloat16 embedding too coarse to tell near images apart: both are in float32."""
+        features_BF = features_BF.to(torch.promote_types(features_BF.dtype, torch.float32))
+        with torch.autocast(features_BF.device.type, enabled=False):
+            embedding_BD = head(features_BF)
+            return F.normalize(embedding_BD, dim=-1) if self.normalize else embedding_BD
 
 
 def inputs(batch: Batch) -> tuple[torch.Tensor, Tokens | torch.Tensor]:

@@ -67,6 +67,7 @@ def build_text_encoder(
     else:
         raise ModelError("`model.text` gives neither `name` nor `architecture`")
     model = _encoder_part(model)
+    model.config.use_cache = False  # nothing is generated here
     _check_fits(model.config, tokenizer, name=config.name or "architecture")
     if config.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
