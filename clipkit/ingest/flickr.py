@@ -19,7 +19,7 @@ from pyarrow import csv as arrow_csv
 from clipkit.errors import DataError
 from clipkit.ingest.grouping import Groups
 from clipkit.ingest.paths import BadPath, Root, find_image_folder, folders_in
-from clipkit.ingest.source import NOT_UTF8, Item, ReadOptions, Rejected, is_unicode, printable
+from clipkit.ingest.source import NOT_UTF8, Item, ReadOptions, Rejected, is_unicode, printable, unquote
 from clipkit.ingest.splits import read_split_lists, split_lists_in
 from clipkit.types import Record, Scalar
 
@@ -32,7 +32,6 @@ HEADER = re.compile(
 )
 IMAGE_SUFFIX = r"\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|heic)"
 FIRST_LINE = re.compile(rf'"?[^,|\t":]+{IMAGE_SUFFIX}(?:\.\d+)?(?:"?\s*[,|\t]|#\d+\s*[\t,])', re.IGNORECASE)
-QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 QUOTED_START = re.compile(r'\s*"((?:[^"]|"")*)"\s*,')
 NUMBERED = re.compile(r"\s*\d+\s*[|,\t]?(.*)", re.DOTALL)
 
@@ -122,7 +121,7 @@ def _split(lines: Iterable[tuple[int, str]], delimiter: str, is_numbered: bool) 
         if "#" in name:
             stem, _, index = name.rpartition("#")
             name = stem if index.strip().isdigit() else name
-        yield number, name.strip(), _unquote(text.strip())
+        yield number, name.strip(), unquote(text.strip())
 
 
 def _whole_rows(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
@@ -149,13 +148,6 @@ def _whole_rows(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
             waiting.extendleft(reversed(taken))
             whole = line
         yield number, whole
-
-
-def _unquote(text: str) -> str:
-    """Without CSV quotes, where the whole text is one quoted field."""
-    if text[:1] == '"' and (match := QUOTED.fullmatch(text)):
-        return match[1].replace('""', '"').strip()
-    return text
 
 
 def _caption_files(folder: Path) -> Iterator[Path]:

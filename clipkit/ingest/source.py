@@ -12,6 +12,7 @@ from clipkit.types import Record
 # A corpus says val, valid or validation; the dataset has one word for them.
 SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
 SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|dev|val|valid|validation|test)(?![a-z])", re.IGNORECASE)
+QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 NOT_UTF8 = "the text is not UTF-8"
 
 
@@ -92,3 +93,10 @@ def split_in_name(name: str) -> str | None:
     """The split that a file or folder is named after: `captions_val2014.json` is dev."""
     match = SPLIT_IN_NAME.search(name)
     return split_name(match[1].lower()) if match else None
+
+
+def unquote(text: str) -> str:
+    """Without CSV quotes, where the whole text is one quoted field."""
+    if text[:1] == '"' and (match := QUOTED.fullmatch(text)):
+        return match[1].replace('""', '"').strip()
+    return text

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +18,7 @@ from clipkit.errors import DataError
 from clipkit.ingest.arrow import BATCH_ROWS, batch_rows
 from clipkit.ingest.paths import NUM_PROBES, Root, find_image_folder
 from clipkit.ingest.rows import Row, Table, choose_roles, records
-from clipkit.ingest.source import Item, ReadOptions
+from clipkit.ingest.source import Item, ReadOptions, unquote
 
 DELIMITERS = ",\t;|"
 MAX_FIELD_CHARS = 1 << 24
@@ -134,11 +134,12 @@ class CsvTable:
     def _reader(self, file: Path, stream: IO[str]) -> Any:
         first = stream.readline()
         stream.seek(0)
-        if _suffix(file) == ".tsv":
-            return csv.reader(stream, delimiter="\t")
         # A quoted name may have any character in it; what separates names stands outside.
         bare = re.sub(r'"[^"]*"', "", first)
-        return csv.reader(stream, delimiter=max(DELIMITERS, key=bare.count), skipinitialspace=True)
+        delimiter = "\t" if _suffix(file) == ".tsv" else max(DELIMITERS, key=bare.count)
+        if delimiter == "\t":
+            return _TabReader(stream)
+        return csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
 
     def _infer(self, columns: Sequence[str]) -> dict[str, type]:
         """int, float or str for each column, over all of its values."""
@@ -150,6 +151,23 @@ class CsvTable:
                 if value and kinds[name] is float and not _is_float(value):
                     kinds[name] = str
         return kinds
+
+
+class _TabReader:
+    """A row a line, whatever quotes are in it: few that write tabs mean CSV's by them."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+    @property
+    def line_num(self) -> int:
+        return self._reader.line_num
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[str]:
+        return [unquote(field) for field in next(self._reader)]
 
 
 def _fields(reader: Any) -> Iterator[tuple[list[str], str]]:

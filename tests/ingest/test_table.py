@@ -206,6 +206,14 @@ def test_a_table_of_another_name(tmp_path: Path, image_folder: Path) -> None:
     assert record.captions == ("A thing",)
 
 
+def test_stray_quotes_between_tabs(tmp_path: Path, image_folder: Path) -> None:
+    lines = ["path\tcaption", '000001.jpg\t"never closed', '000002.jpg\t"quoted ""so"""', '000003.jpg\t5" tall']
+    (tmp_path / "t.tsv").write_text("\r\n".join(lines))
+    items = ingest.read(str(tmp_path / "t.tsv"), ReadOptions(image_dir=image_folder))
+    captions = [item.captions for item in items if isinstance(item, Record)]
+    assert captions == [('"never closed',), ('quoted "so"',), ('5" tall',)]
+
+
 def test_options_that_say_nothing_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.jpg").write_bytes(make_image(1))
     (tmp_path / "captions.txt").write_text("a.jpg,one\n")
