@@ -239,7 +239,7 @@ def choose_roles(table: Table, options: ReadOptions) -> Roles:
     if "*" in options.keep:
         keep = tuple(f.name for f in schema if f.name not in taken | RESERVED and not _is_heavy(f.type))
     else:
-        keep = tuple(_kept(name, table) for name in options.keep)
+        keep = tuple(_given(name, table) or "" for name in options.keep)
     return Roles(image, captions, image_id, given_id or _key(schema, image, image_id), split, keep)
 
 
@@ -260,15 +260,6 @@ def _given(name: str | None, table: Table) -> str | None:
         f"`{table.name}` has no column `{name}`; its columns are {_listed(table.schema.names)}",
         f"did you mean `{near[0]}`?" if near else "",
     )
-
-
-def _kept(name: str, table: Table) -> str:
-    if name in RESERVED:
-        raise DataError(
-            f"the column `{name}` cannot be kept: the dataset has one of its own by that name",
-            "rename the corpus's column",
-        )
-    return _given(name, table) or ""
 
 
 def _guess(names: Sequence[str], usual: Sequence[str]) -> str | None:
