@@ -48,14 +48,20 @@ KINDS: dict[str, Sequence[tuple[int, int]] | None] = {
 # How a row (from left to right) and a column (from top to bottom) are spoken of.
 DIRECTIONS = {
     "row": {
-        "before": ("left of", "to the left of"),
-        "after": ("right of", "to the right of"),
-        "words": ("from left to right", "on the left", "on the right", "farther right"),
+        "before": "left of",
+        "after": "right of",
+        "order": "from left to right",
+        "first": "on the left",
+        "last": "on the right",
+        "farther": "farther right",
     },
     "column": {
-        "before": ("above", "over"),
-        "after": ("below", "under"),
-        "words": ("from top to bottom", "at the top", "at the bottom", "farther down"),
+        "before": "above",
+        "after": "below",
+        "order": "from top to bottom",
+        "first": "at the top",
+        "last": "at the bottom",
+        "farther": "farther down",
     },
 }
 # {a}, {b}, {c} are the shapes in order. A shape is named once in a caption: were one named twice, that alone
@@ -178,22 +184,10 @@ def compose(num_images: int, *, seed: int) -> list[Picture]:
 
 def describe(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     """Five captions of different templates, each of which says all of the scene."""
-    directions = DIRECTIONS[scene.axis]
-    order, first, last, farther = directions["words"]
     templates = _shuffled(rng, TEMPLATES[len(scene.shapes)])[:CAPTIONS_PER_IMAGE]
-    captions = []
-    for template in templates:
-        text = template.format(
-            **dict(zip("abc", scene.shapes, strict=False)),
-            before=_choose(rng, directions["before"]),
-            after=_choose(rng, directions["after"]),
-            order=order,
-            first=first,
-            last=last,
-            farther=farther,
-        )
-        captions.append(text[0].upper() + text[1:])
-    return tuple(captions)
+    shapes = dict(zip("abc", scene.shapes, strict=False))
+    texts = [template.format(**shapes, **DIRECTIONS[scene.axis]) for template in templates]
+    return tuple(text[0].upper() + text[1:] for text in texts)
 
 
 def draw(scene: Scene, rng: random.Random) -> Image.Image:
