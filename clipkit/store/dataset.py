@@ -87,12 +87,11 @@ class Dataset:
         return [view for chunk in values.chunks for view in binary_views(chunk)]
 
     def take_vectors(self, rows: Rows | Sequence[int], column: str) -> np.ndarray:
-        """(B, F) values of a column of fixed-size lists, in the order asked for; read-only where nothing is copied."""
-        values = self.take(rows, [column]).column(0)
-        parts = [
-            chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), values.type.list_size)
-            for chunk in values.chunks
-        ]
+        """(B, F) values of a column of fixed-size lists, or (B, F) bytes of one of fixed-size binaries.
+
+        In the order asked for; read-only where nothing is copied.
+        """
+        parts = [fixed_size_values(chunk) for chunk in self.take(rows, [column]).column(0).chunks]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def take_captions(self, rows: Rows | Sequence[int]) -> list[list[str]]:
@@ -114,6 +113,17 @@ def binary_views(array: pa.Array) -> list[memoryview]:
     offsets = np.frombuffer(offsets_buffer, dtype=dtype)[array.offset : array.offset + len(array) + 1]
     view = memoryview(data).cast("B") if data is not None else memoryview(b"")  # Arrow's own view is of signed bytes
     return [view[start:end] for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+
+
+def fixed_size_values(array: pa.Array) -> np.ndarray:
+    """(B, F) of an array of fixed-size lists or binaries."""
+    if pa.types.is_fixed_size_binary(array.type):
+        width = array.type.byte_width
+        data = np.frombuffer(array.buffers()[1], dtype=np.uint8)
+        return data[array.offset * width : (array.offset + len(array)) * width].reshape(len(array), width)
+    flat = array.flatten().to_numpy(zero_copy_only=False)
+    values: np.ndarray = flat.reshape(len(array), array.type.list_size)
+    return values
 
 
 def _reopen(uri: str, version: int, columns: Columns) -> Dataset:
