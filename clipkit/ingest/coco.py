@@ -14,8 +14,8 @@ from clipkit.errors import DataError
 from clipkit.ingest.grouping import Groups
 from clipkit.ingest.json_stream import elements, members
 from clipkit.ingest.paths import BadPath, Root, find_image_folder, folders_in
-from clipkit.ingest.rows import RESERVED, as_captions, as_scalar
-from clipkit.ingest.source import Item, ReadOptions, Rejected, split_in_name, split_name
+from clipkit.ingest.rows import as_captions, as_scalar
+from clipkit.ingest.source import RESERVED, Item, ReadOptions, Rejected, kept_name, split_in_name, split_name
 from clipkit.types import Record, Scalar
 
 PATTERNS = ("captions*.json", "dataset_*.json", "*.json")
@@ -87,7 +87,7 @@ def _extra(image: Mapping[str, Any], number: object, options: ReadOptions) -> di
     """COCO's number of the image, and the fields of it that are to be kept."""
     extra: dict[str, Scalar] = {"coco_id": number} if isinstance(number, int) else {}
     others = [name for name in image if name not in OWN_FIELDS] if "*" in options.keep else options.keep
-    return {**extra, **{name: as_scalar(image[name]) for name in others if name in image}}
+    return {**extra, **{kept_name(name): as_scalar(image[name]) for name in others if name in image}}
 
 
 def _item(root: Root, image_id: str, file_name: str, draft: Record) -> Item:

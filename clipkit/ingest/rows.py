@@ -23,10 +23,12 @@ from clipkit.ingest.grouping import Group, Groups
 from clipkit.ingest.paths import BadPath, Root
 from clipkit.ingest.source import (
     NOT_UTF8,
+    RESERVED,
     Item,
     ReadOptions,
     Rejected,
     is_unicode,
+    kept_name,
     printable,
     split_in_name,
     split_name,
@@ -65,7 +67,6 @@ CAPTION_NAMES = (
 )
 NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|title|comment)s?[ _.\-]?(\d+)", re.IGNORECASE)
 ID_NAMES = ("image_id", "img_id", "imageid", "key", "uid", "id", "file_name", "filename")
-RESERVED = frozenset(("image_id", "image", "captions", "split", "width", "height", "orientation"))
 
 
 class Row(NamedTuple):
@@ -197,7 +198,7 @@ class _Builder:
         if not captions:
             return Rejected(image_id, row.place, "no caption")
         split = split_name(str(values[self._roles.split] or "")) if self._roles.split else None
-        extra = {name: as_scalar(values[name]) for name in self._roles.keep}
+        extra = {kept_name(name): as_scalar(values[name]) for name in self._roles.keep}
         split = split or self._split or _split_of_file(row.place.rpartition(":")[0])
         return Record(image_id, image, captions, row.place, split, extra)
 

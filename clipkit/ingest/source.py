@@ -12,6 +12,7 @@ from clipkit.types import Record
 # A corpus says val, valid or validation; the dataset has one word for them.
 SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
 SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|dev|val|valid|validation|test)(?![a-z])", re.IGNORECASE)
+RESERVED = frozenset(("image_id", "image", "captions", "split", "width", "height", "orientation"))
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 NOT_UTF8 = "the text is not UTF-8"
 
@@ -93,6 +94,11 @@ def split_in_name(name: str) -> str | None:
     """The split that a file or folder is named after: `captions_val2014.json` is dev."""
     match = SPLIT_IN_NAME.search(name)
     return split_name(match[1].lower()) if match else None
+
+
+def kept_name(name: str) -> str:
+    """The column that a corpus's own column becomes: another one where the dataset has one by that name."""
+    return f"source_{name}" if name in RESERVED else name
 
 
 def unquote(text: str) -> str:

@@ -205,6 +205,14 @@ def test_a_table_of_another_name(tmp_path: Path, image_folder: Path) -> None:
     assert record.captions == ("A thing",)
 
 
+def test_a_kept_column_by_a_name_of_the_datasets_own(tmp_path: Path, image_folder: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,caption,width,price\n000001.jpg,A,7,9\n")
+    for keep, extra in ((("width",), {"source_width": 7}), (("*",), {"price": 9})):
+        [record] = ingest.read(str(tmp_path / "t.csv"), ReadOptions(image_dir=image_folder, keep=keep))
+        assert isinstance(record, Record)
+        assert record.extra == extra
+
+
 def test_stray_quotes_between_tabs(tmp_path: Path, image_folder: Path) -> None:
     lines = ["path\tcaption", '000001.jpg\t"never closed', '000002.jpg\t"quoted ""so"""', '000003.jpg\t5" tall']
     (tmp_path / "t.tsv").write_text("\r\n".join(lines))
