@@ -19,7 +19,7 @@ from pyarrow import csv as arrow_csv
 from clipkit.errors import DataError
 from clipkit.ingest.grouping import Groups
 from clipkit.ingest.paths import BadPath, Root, find_image_folder, folders_in
-from clipkit.ingest.source import NOT_UTF8, Item, ReadOptions, Rejected, is_unicode, printable, unquote
+from clipkit.ingest.source import NOT_UTF8, Item, ReadOptions, Rejected, is_unicode, kept_name, printable, unquote
 from clipkit.ingest.splits import read_split_lists, split_lists_in
 from clipkit.types import Record, Scalar
 
