@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from clipkit.config import PERCENT, OptimConfig, TrainConfig, parse_duration
+from clipkit.config import PERCENT, PRETRAINED, OptimConfig, TrainConfig, parse_duration
 from clipkit.errors import ConfigError
 
 MEASURED_STEPS = 50  # a run given in minutes learns its number of steps from these
@@ -97,7 +97,8 @@ def make_plan(train: TrainConfig, optim: OptimConfig, *, steps_per_epoch: int) -
         validate_every=steps(train.validate_every, "train.validate_every") if train.validate_every else None,
         checkpoint_every=steps(train.checkpoint_every, "train.checkpoint_every") if train.checkpoint_every else None,
         frozen_until={
-            group: steps(until, f"optim.freeze.{group}") if until else None for group, until in freeze.items()
+            group: None if until in (None, PRETRAINED) else steps(until, f"optim.freeze.{group}")
+            for group, until in freeze.items()
         },
     )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 log = logging.getLogger("clipkit.train")
 # SLURM sends SIGUSR1 some time before it ends a job: the run ends as one that was terminated.
+FORWARDED_WITHIN_S = 2.0
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 
@@ -19,6 +21,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.requested = 0
+        self._first_at = 0.0
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> StopSignals:
@@ -35,6 +38,13 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         code = EXIT_CODES[signal.Signals(number)]
         if self.requested:
-            os._exit(code)  # at once: whatever is half-written is ignored by a resume
+            if not self._is_forwarded():
+                os._exit(code)  # at once: whatever is half-written is ignored by a resume
+            return
         self.requested = code
+        self._first_at = time.monotonic()
         log.warning("%s: stopping after this step and saving; once more stops at once", signal.Signals(number).name)
+
+    def _is_forwarded(self) -> bool:
+        """Whether this may be the first signal again: torchrun passes on what a terminal or SLURM sends to all."""
+        return "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._first_at < FORWARDED_WITHIN_S
