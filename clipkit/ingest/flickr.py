@@ -206,6 +206,6 @@ class Attributes:
         if self._table is None or row is None:
             return {}
         return {
-            name: column[row].as_py()
+            kept_name(name): column[row].as_py()
             for name, column in zip(self._table.column_names, self._table.columns, strict=True)
         }

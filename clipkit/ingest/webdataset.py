@@ -91,6 +91,10 @@ def _read_shard(shard: Path, options: ReadOptions, skip: int) -> Iterator[Item |
         if position < skip:
             yield None
             continue
+        if not name:
+            _, error, _ = next(members)
+            yield Rejected(shard.name, shard.name, f"the shard cannot be read on: {error}")
+            return
         place = f"{shard.name}/{name}"
         try:  # in the order of the tar: going back in a compressed one means starting over
             files = {suffix: _contents(*entry) for _, suffix, entry in members if entry and suffix in SUFFIXES}
@@ -100,7 +104,7 @@ def _read_shard(shard: Path, options: ReadOptions, skip: int) -> Iterator[Item |
 
 
 def _members(shard: Path) -> Iterator[Member]:
-    """The shard's files; where it cannot be read on, a last one that stands for its rest."""
+    """The shard's files; where it cannot be read on, a last one without a name, and the error for a suffix."""
     try:
         with tarfile.open(shard, "r:*") as tar:
             while (entry := tar.next()) is not None:
@@ -110,7 +114,7 @@ def _members(shard: Path) -> Iterator[Member]:
                 if not entry.isdir() and stem:
                     yield folder + slash + stem, f"{dot}{suffix}".lower(), (tar, entry)
     except DAMAGE as error:
-        yield f"the rest ({error})", "", None
+        yield "", str(error), None
 
 
 def _contents(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes | None:

@@ -93,6 +93,13 @@ def test_bad_samples(tmp_path: Path) -> None:
     assert reasons["7"] == "the image is a link, not a file"
 
 
+def test_no_shard(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"")
+    [item] = ingest.read(str(tmp_path / "x.tar"), ReadOptions())
+    assert isinstance(item, Rejected)
+    assert "cannot be read on" in item.reason
+
+
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 def test_a_truncated_shard_costs_only_its_rest(tmp_path: Path, read_all, suffix: str) -> None:
     write_shards(tmp_path, suffix)
@@ -102,5 +109,6 @@ def test_a_truncated_shard_costs_only_its_rest(tmp_path: Path, read_all, suffix:
     rejected = [item for item in items if isinstance(item, Rejected)]
     assert 1 <= len(rejected) <= 2  # the sample that is cut, and the rest of the shard
     assert all(item.source.startswith(first.name) for item in rejected)
+    assert all("shard" in item.reason for item in rejected)
     assert len(items) > 700 + 100
     assert items[-1].image_id == f"{NUM_ROWS - 1:09d}"
