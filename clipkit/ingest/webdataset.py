@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clipkit.errors import DataError
 from clipkit.ingest.paths import IMAGE_SUFFIXES, OUTSIDE
@@ -105,8 +105,9 @@ def _read_shard(shard: Path, options: ReadOptions, skip: int) -> Iterator[Item |
 
 def _members(shard: Path) -> Iterator[Member]:
     """The shard's files; where it cannot be read on, a last one without a name, and the error for a suffix."""
+    mode: Literal["r:gz", "r:"] = "r:gz" if shard.name.endswith(SHARD_SUFFIXES[1:]) else "r:"
     try:
-        with tarfile.open(shard, "r:*") as tar:
+        with tarfile.open(shard, mode) as tar:
             while (entry := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep all that it has seen
                 folder, slash, base = entry.name.rpartition("/")
