@@ -161,7 +161,8 @@ def build_parts(session: Session, device: torch.device) -> Parts:
         world=distributed.world(),
         datasets=datasets,
     )
-    plan = make_plan(config.train, config.optim, steps_per_epoch=loader.steps_per_epoch)
+    optim = config.optim.settled(config.model.from_scratch)
+    plan = make_plan(config.train, optim, steps_per_epoch=loader.steps_per_epoch)
     if plan.total_steps is None and session.facts.get("total_steps"):
         plan = plan.with_total(int(session.facts["total_steps"]))
     if config.train.compile:
@@ -170,7 +171,7 @@ def build_parts(session: Session, device: torch.device) -> Parts:
     engine = Engine(
         task,
         train=config.train,
-        optim=config.optim,
+        optim=optim,
         plan=plan,
         strategy=_make_strategy(config),
         device=device,

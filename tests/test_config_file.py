@@ -75,6 +75,11 @@ class TestReading:
         assert (groups["text_encoder"].lr, groups["text_encoder"].weight_decay) == (1e-5, 0.1)
         assert groups["heads"] == groups["image_encoder"]
 
+    def test_encoders_that_start_from_no_weights(self) -> None:
+        assert parse(SMALL).model.from_scratch == {"image_encoder", "text_encoder"}
+        named = parse(SMALL, "model.text.name=folder", "model.image.weights=file.safetensors")
+        assert named.model.from_scratch == frozenset()
+
     def test_shuffle_and_freeze_are_plain_or_sections(self) -> None:
         config = parse(SMALL + "optim: {freeze: [heads]}", "data.shuffle=false")
         assert (config.data.shuffle, config.optim.freeze) == (False, ("heads",))
@@ -303,7 +308,7 @@ class TestReference:
 
     def test_keys_are_those_that_a_config_has(self) -> None:
         def walk(values: object, path: str) -> set[str]:
-            if not isinstance(values, dict) or path == "optim.groups":
+            if not isinstance(values, dict) or path in ("optim.groups", "optim.freeze"):
                 return {path}
             return {
                 path,

@@ -23,7 +23,7 @@ from clipkit.config.data import (
     Shuffle,
     Source,
 )
-from clipkit.config.fields import PERCENT, Conflicts, CountOrZero, Section, parse_duration
+from clipkit.config.fields import PERCENT, PRETRAINED, Conflicts, CountOrZero, Section, parse_duration
 from clipkit.config.loss import Identity, InfoNCE, Loss, Ranking, Sigmoid, SoftTargets
 from clipkit.config.model import (
     FeatureImage,
@@ -44,6 +44,7 @@ from clipkit.config.train import EarlyStopping, Ema, Guards, TrainConfig
 __all__ = [
     "KNOWN_GROUPS",
     "PERCENT",
+    "PRETRAINED",
     "Augment",
     "BlockShuffle",
     "Config",

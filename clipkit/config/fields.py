@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([kM]?)(st|ep|sa|min)$")
+PRETRAINED = "pretrained"  # frozen for good where an encoder starts from weights, and trained where it does not
 PERCENT = re.compile(r"^(\d+(?:\.\d+)?)\s*%$")
 
 
@@ -35,6 +36,12 @@ def _check_warmup(value: Any) -> str:
     return str(value)
 
 
+def _check_frozen(value: Any) -> str:
+    if value != PRETRAINED and not DURATION.match(str(value).strip()):
+        raise ValueError(f"`{value}` is no duration; write 500st or 3ep, or `{PRETRAINED}`")
+    return value if value == PRETRAINED else _check_duration(value)
+
+
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("a number is meant here, not true or false")
@@ -58,6 +65,8 @@ Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, title="whole numbe
 CountOrZero = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, title="whole number >= 0")]
 Duration = Annotated[str, BeforeValidator(_check_duration), Field(title="duration")]
 Warmup = Annotated[str, BeforeValidator(_check_warmup), Field(title="percentage | duration")]
+
+Frozen = Annotated[str, BeforeValidator(_check_frozen), Field(title="duration | pretrained")]
 
 
 class Conflicts(ValueError):

@@ -152,3 +152,15 @@ class ModelConfig(Section):
     """Start from the weights of this run or checkpoint."""
     lora: LoraConfig | None = None
     """Train low-rank adapters in place of the encoders."""
+
+    @property
+    def from_scratch(self) -> frozenset[str]:
+        """The encoders that start from no weights."""
+        if self.init:
+            return frozenset()
+        image, text = self.image, self.text
+        scratch = {
+            "image_encoder": isinstance(image, TimmImage) and not (image.pretrained or image.weights),
+            "text_encoder": isinstance(text, TransformersText) and not (text.name and text.pretrained),
+        }
+        return frozenset(name for name, is_so in scratch.items() if is_so)

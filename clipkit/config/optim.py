@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from clipkit.config.fields import (
+    PRETRAINED,
     Conflicts,
-    Duration,
     Fraction,
+    Frozen,
     NonNegative,
     Positive,
     Section,
@@ -49,7 +51,7 @@ def _default_groups() -> dict[str, Group]:
 
 
 Freeze = Annotated[
-    Annotated[tuple[str, ...], Tag("plain")] | Annotated[dict[str, Duration], Tag("section")],
+    Annotated[tuple[str, ...], Tag("plain")] | Annotated[dict[str, Frozen], Tag("section")],
     Discriminator(is_section),
 ]
 
@@ -69,7 +71,8 @@ class OptimConfig(Section):
     clip_grad_norm: Positive | None = 1.0
     """Scale the gradient down to this norm where it is longer; null is off."""
     freeze: Freeze = ()
-    """Groups that are not trained: a list, or each with how long it is frozen (`{image_encoder: 500st}`)."""
+    """Groups that are not trained: a list, or each with how long it is frozen (`{image_encoder: 500st}`); with
+    `pretrained` an encoder is frozen if it starts from weights, and trained if it starts from scratch."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> OptimConfig:
@@ -86,3 +89,10 @@ class OptimConfig(Section):
         if problems:
             raise Conflicts(problems)
         return self
+
+    def settled(self, from_scratch: Collection[str]) -> OptimConfig:
+        """What `freeze: {…: pretrained}` comes to, given the groups that start from scratch."""
+        if not isinstance(self.freeze, dict):
+            return self
+        freeze = {name: until for name, until in self.freeze.items() if until != PRETRAINED or name not in from_scratch}
+        return self.model_copy(update={"freeze": freeze})
