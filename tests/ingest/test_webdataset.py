@@ -109,6 +109,6 @@ def test_a_truncated_shard_costs_only_its_rest(tmp_path: Path, read_all, suffix:
     rejected = [item for item in items if isinstance(item, Rejected)]
     assert 1 <= len(rejected) <= 2  # the sample that is cut, and the rest of the shard
     assert all(item.source.startswith(first.name) for item in rejected)
-    assert all("shard" in item.reason for item in rejected)
+    assert any("shard" in item.reason for item in rejected)
     assert len(items) > 700 + 100
     assert items[-1].image_id == f"{NUM_ROWS - 1:09d}"
