@@ -245,8 +245,12 @@ def _cached_work(dataset: Dataset, rows: np.ndarray, config: DataConfig) -> list
     assert config.cache is not None
     side = config.cache
     rows = rows[: CEILING_BYTES // (side * side * 3)]
-    pixels = dataset.take_vectors(rows, cache_column(side)).reshape(len(rows), side, side, 3)
-    return [lambda image=image: image for image in pixels]  # type: ignore[misc]
+    pixels = [image for image in dataset.take_pixels(rows, cache_column(side)) if image is not None]
+    return [_give(image.reshape(side, side, 3)) for image in pixels]
+
+
+def _give(image: np.ndarray) -> Callable[[], np.ndarray]:
+    return lambda: image
 
 
 def _decoder_name(config: DataConfig) -> str:

@@ -17,7 +17,7 @@ from clipkit.config import DataConfig, NoAugment
 from clipkit.data import order
 from clipkit.data.corpus import Corpus, Texts
 from clipkit.data.order import Draw, Order
-from clipkit.data.pixels import Images, choose_images
+from clipkit.data.pixels import Images, Source, choose_images
 from clipkit.data.random import key, uniforms
 from clipkit.data.transforms import NUM_UNIFORMS
 from clipkit.errors import DataError
@@ -64,7 +64,7 @@ class Work:
     draw: Draw
     rows: np.ndarray
     texts: Texts
-    sources: Sequence[memoryview | np.ndarray] = ()
+    sources: Sequence[Source] = ()
     uniforms: list[list[float]] | None = None
     images: torch.Tensor | None = None
     pixels: np.ndarray | None = None  # the same memory as `images`

@@ -105,8 +105,10 @@ class Corpus:
         self.refuse_fork()
         return self.dataset.take_vectors(rows, column)
 
-    def image_id(self, row: int) -> str:
-        return str(self.dataset.take([row], [self.dataset.columns.image_id]).column(0)[0].as_py())
+    def pixels(self, rows: np.ndarray, column: str) -> list[np.ndarray | None]:
+        """Decoded pixels, flat; None for a row that has none."""
+        self.refuse_fork()
+        return self.dataset.take_pixels(rows, column)
 
     def refuse_fork(self) -> None:
         if os.getpid() != self._pid:

@@ -17,17 +17,16 @@ from clipkit.errors import DataError
 from clipkit.ingest.header import BadImage, ImageInfo, parse_header
 
 Size = tuple[int, int, int]  # width, height, EXIF orientation
+Source = memoryview | Pixels | None
 CACHE_PREFIX = "pixels_"
 
 
 class Images(Protocol):
     """What is read for a batch, and how one of its images becomes the pixels that the encoder gets."""
 
-    def fetch(self, corpus: Corpus, rows: np.ndarray) -> Sequence[memoryview | Pixels]: ...
+    def fetch(self, corpus: Corpus, rows: np.ndarray) -> Sequence[Source]: ...
 
-    def render(
-        self, source: memoryview | Pixels, size: Size | None, uniforms: Sequence[float] | None, out: Pixels
-    ) -> float:
+    def render(self, source: Source, size: Size | None, uniforms: Sequence[float] | None, out: Pixels) -> float:
         """Fill `out`; gives the seconds that decoding took. Raises BadImage. No uniform numbers: as in validation."""
         ...
 
@@ -40,9 +39,7 @@ class EncodedImages:
     def fetch(self, corpus: Corpus, rows: np.ndarray) -> Sequence[memoryview]:
         return corpus.images(rows)
 
-    def render(
-        self, source: memoryview | Pixels, size: Size | None, uniforms: Sequence[float] | None, out: Pixels
-    ) -> float:
+    def render(self, source: Source, size: Size | None, uniforms: Sequence[float] | None, out: Pixels) -> float:
         assert isinstance(source, memoryview)
         if not source.nbytes:
             raise BadImage("empty")
@@ -71,14 +68,14 @@ class CachedPixels:
     config: DataConfig
     side_px: int
 
-    def fetch(self, corpus: Corpus, rows: np.ndarray) -> Sequence[Pixels]:
-        values = corpus.vectors(rows, cache_column(self.side_px))
-        return list(values.reshape(len(rows), self.side_px, self.side_px, 3))
+    def fetch(self, corpus: Corpus, rows: np.ndarray) -> Sequence[Pixels | None]:
+        return corpus.pixels(rows, cache_column(self.side_px))
 
-    def render(
-        self, source: memoryview | Pixels, size: Size | None, uniforms: Sequence[float] | None, out: Pixels
-    ) -> float:
+    def render(self, source: Source, size: Size | None, uniforms: Sequence[float] | None, out: Pixels) -> float:
+        if source is None:
+            raise BadImage("its pixels are not in the cache")
         assert isinstance(source, np.ndarray)
+        source = source.reshape(self.side_px, self.side_px, 3)
         box = crop_box(self.side_px, self.side_px, out.shape[0], self.config.augment, uniforms)
         cut_and_resize(source, box, 1.0, out)
         if uniforms is not None:

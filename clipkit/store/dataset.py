@@ -87,12 +87,27 @@ class Dataset:
         return [view for chunk in values.chunks for view in binary_views(chunk)]
 
     def take_vectors(self, rows: Rows | Sequence[int], column: str) -> np.ndarray:
-        """(B, F) values of a column of fixed-size lists, or (B, F) bytes of one of fixed-size binaries.
+        """(B, F) values of a column of fixed-size lists, in the order asked for; a null is an error.
 
-        In the order asked for; read-only where nothing is copied.
+        Read-only where nothing is copied.
         """
-        parts = [fixed_size_values(chunk) for chunk in self.take(rows, [column]).column(0).chunks]
+        values = self.take(rows, [column]).column(0)
+        if values.null_count:
+            where = f"{column} is not null"
+            raise DataError(
+                f"row {rows[values.is_null().index(True).as_py()]} of `{self.uri}` has no `{column}`",
+                f"fill the column, or leave such rows out with the filter `{where}`",
+            )
+        parts = [fixed_size_values(chunk) for chunk in values.chunks]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def take_pixels(self, rows: Rows | Sequence[int], column: str) -> list[np.ndarray | None]:
+        """The rows' bytes in a column of fixed-size binaries, in the order asked for; None for a null."""
+        pixels: list[np.ndarray | None] = []
+        for chunk in self.take(rows, [column]).column(0).chunks:
+            valid = chunk.is_valid().to_pylist()
+            pixels += [row if ok else None for row, ok in zip(fixed_size_values(chunk), valid, strict=True)]
+        return pixels
 
     def take_captions(self, rows: Rows | Sequence[int]) -> list[list[str]]:
         """The rows' captions, in the order asked for; a string column is a list of one."""
