@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import cv2
+
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
 from clipkit.ingest.fetch import fetch_urls
@@ -66,6 +68,7 @@ def load_images(
     digests: bool = False,
 ) -> Iterator[Loaded]:
     """Each item once, in order; ends early once `stopped` says so."""
+    cv2.setNumThreads(1)  # images are worked on side by side: OpenCV's own threads would only get in the way
     loader = _Loader(options, guard, digests)
     items = fetch_urls(items, wanted=wanted, stopped=stopped)
     window = _Window()
