@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from clipkit.config import EarlyStopping, Guards, TrainConfig
 from clipkit.errors import TrainingError
 from clipkit.train.meter import wait_share
 from clipkit.train.readings import Reading
+from clipkit.types import Task
 
 SHOWN_IDS = 5
 JUMP_FACTOR = 10.0  # a gradient norm of so many medians is a jump
 WAIT_SHARE = 0.2
-WINDOW = 100  # steps that medians and shares are taken over
+WINDOW = 50  # steps that means and shares are taken over; before them a loss at chance level is no wonder
 SCALE_HALVINGS = 20  # that a loss scale may need until nothing overflows
 REMIND_STEPS = 500  # an alarm that goes on is given again after so many steps
 
@@ -86,22 +87,24 @@ class Alarms:
     """Signs of trouble over the last steps; each is given once, and again only after a while."""
 
     last_given: dict[str, int] = field(default_factory=dict)
-    norms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    waits: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    recent: deque[Reading] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
-    def look(self, reading: Reading, *, from_task: Mapping[str, str]) -> dict[str, str]:
+    def look(self, reading: Reading, task: Task, *, batch_size: int) -> dict[str, str]:
         """The alarms to give at this step, by name, each with its likely cause."""
-        found = dict(from_task)
-        norm = reading.values["grad_norm"]
-        if len(self.norms) == WINDOW and math.isfinite(norm) and norm > JUMP_FACTOR * median(self.norms):
+        before = list(self.recent)
+        self.recent.append(reading)
+        if len(before) < WINDOW:
+            return {}
+        means = {name: mean(step.values.get(name, value) for step in before) for name, value in reading.values.items()}
+        found = dict(task.alarms(means, batch_size=batch_size))
+        norm, usual = reading.values["grad_norm"], median(step.values["grad_norm"] for step in before)
+        if norm > JUMP_FACTOR * usual:
             found["gradient_jump"] = (
-                f"the gradient's norm, {norm:.3g}, is {norm / median(self.norms):.0f} times its median: a bad "
-                "batch, or a learning rate that is too high"
+                f"the gradient's norm, {norm:.3g}, is {norm / usual:.0f} times its median: a bad batch, or a learning "
+                "rate that is too high"
             )
-        self.norms.append(norm)
-        self.waits.append((reading.facts.wait_s, reading.facts.wall_s))
-        share = wait_share(self.waits)
-        if len(self.waits) == WINDOW and share > WAIT_SHARE:
+        share = wait_share([(step.facts.wait_s, step.facts.wall_s) for step in before])
+        if share > WAIT_SHARE:
             found["data_wait"] = (
                 f"{share:.0%} of the time goes into waiting for data: see `clipkit bench loader`, or cache pixels "
                 "with `data.cache`"

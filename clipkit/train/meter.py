@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -48,7 +48,7 @@ class Meter:
         return sum(times) / max(1, len(times))
 
 
-def wait_share(waits: deque[tuple[float, float]]) -> float:
+def wait_share(waits: Collection[tuple[float, float]]) -> float:
     """The share of the time of some steps, (wait, wall) each, that went into waiting for a batch."""
     wall_s = sum(wall for _, wall in waits)
     return sum(wait for wait, _ in waits) / wall_s if wall_s else 0.0

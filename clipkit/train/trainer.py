@@ -19,7 +19,7 @@ from clipkit.data.device import prefetch_to_device
 from clipkit.errors import TrainingError
 from clipkit.train.checkpoint import Snapshot
 from clipkit.train.engine import Engine
-from clipkit.train.guards import Alarms, Best, NonFinite, find_metric, flat, out_of_memory_explained
+from clipkit.train.guards import WINDOW, Alarms, Best, NonFinite, find_metric, flat, out_of_memory_explained
 from clipkit.train.meter import Meter, wait_share
 from clipkit.train.parallel import lost_ranks_named
 from clipkit.train.plan import MEASURED_STEPS, steps_in_minutes
@@ -29,7 +29,6 @@ from clipkit.train.signals import StopSignals
 from clipkit.types import Batch, Gallery
 
 log = logging.getLogger("clipkit.train")
-ALARM_STEPS = 100  # before these, a loss at chance level and embeddings all alike are no wonder
 
 
 class Loader(Protocol):
@@ -107,12 +106,14 @@ class Trainer:
             self.step = int(start["step"])
             self.metrics = dict(start["metrics"])
             self.best.load_state_dict(start["progress"])
+            self._stop_if_exhausted()
 
     def train(self) -> Outcome:
         """Train until the plan's end, a signal, or a guard's stop; saves before it returns."""
         began = time.perf_counter()
+        stop = self.step if self._finished() else self.plan.total_steps
         with self.signals:
-            with closing(self.loader.iterate(self.step, self.plan.total_steps)) as batches:
+            with closing(self.loader.iterate(self.step, stop)) as batches:
                 self.meter.last = time.perf_counter()
                 for batch in prefetch_to_device(batches, self.device):
                     self.train_step(batch)
@@ -167,7 +168,7 @@ class Trainer:
         self.record.write(line)
         self.progress.validation(line)
         self.best.look(self.step, find_metric(self.metrics, self.config.best))
-        if self.config.guards.alarms and self.step >= ALARM_STEPS:
+        if self.config.guards.alarms and self.step >= WINDOW:
             numbers = {path.rpartition("/")[2]: value for path, value in flat(result).items()}
             found = self.engine.task.alarms(numbers, batch_size=self.plan.batch_size)
             self._give_alarms(self.step, self.alarms.due(self.step, found))
@@ -206,11 +207,14 @@ class Trainer:
         if validates:
             self.validate()
             improved = self.best.step == self.step
-            if self.best.exhausted:
-                self.reason = f"stopped early: {self.best.without_improvement} validations without improvement"
+            self._stop_if_exhausted()
         good = self.nonfinite.in_a_row == 0
         if good and (self.plan.saves(self.step) or improved or self.stopping or self.reason):
             self.save()
+
+    def _stop_if_exhausted(self) -> None:
+        if self.best.exhausted:
+            self.reason = f"stopped early: {self.best.without_improvement} validations without improvement"
 
     def _finished(self) -> bool:
         return self._complete() or self.stopping
@@ -234,10 +238,8 @@ class Trainer:
         if trouble is not None:
             self._on_nonfinite(facts.step, trouble)
         elif self.config.guards.alarms:
-            found: Mapping[str, str] = {}
-            if facts.step >= ALARM_STEPS:
-                found = self.engine.task.alarms(values, batch_size=self.plan.batch_size)
-            self._give_alarms(facts.step, self.alarms.look(reading, from_task=found))
+            alarms = self.alarms.look(reading, self.engine.task, batch_size=self.plan.batch_size)
+            self._give_alarms(facts.step, alarms)
 
     def _line(self, reading: Reading) -> dict[str, Any]:
         """A line of `metrics.jsonl`."""

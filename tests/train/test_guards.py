@@ -1,0 +1,142 @@
+"""What a run watches itself for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from clipkit.config import EarlyStopping, Guards, InfoNCE, TrainConfig
+from clipkit.errors import TrainingError
+from clipkit.tasks import ContrastiveTask
+from clipkit.train.guards import WINDOW, Alarms, Best, NonFinite, find_metric, out_of_memory_explained
+from clipkit.train.readings import Reading, StepFacts
+
+TASK = ContrastiveTask(torch.nn.Identity(), InfoNCE(), architecture={})  # type: ignore[arg-type]
+GOOD = {"loss": 1.0, "grad_norm": 1.0, "skipped": 0.0, "temperature": 0.07, "image_cosine": 0.1, "text_cosine": 0.1}
+
+
+def reading(step: int = 1, *, wait_s: float = 0.0, **values: float) -> Reading:
+    facts = StepFacts(
+        step=step,
+        num_samples=32,
+        rates={},
+        image_ids=[f"id{n}" for n in range(8)],
+        num_replaced=0,
+        wait_s=wait_s,
+        wall_s=1.0,
+    )
+    return Reading(facts, {**GOOD, "grad_norm/heads": 1.0, "grad_norm/text_encoder": 2.0, **values})
+
+
+def bad(**values: float) -> Reading:
+    return reading(7, **{"loss": math.nan, "skipped": 1.0, "grad_norm/text_encoder": math.nan, **values})
+
+
+def test_the_message_names_step_group_and_rows() -> None:
+    text = NonFinite(Guards(), scaled=False).look(bad())
+    assert text is not None
+    assert "step 7" in text
+    assert "`text_encoder`" in text
+    assert "`id0`, `id1`, `id2`, `id3`, `id4` and 3 more" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "verdicts"),
+    [
+        ({"on_nonfinite": "stop"}, ["stop"]),
+        ({"on_nonfinite": "skip", "max_skipped": 3}, ["go on", "go on", "stop"]),
+        ({"on_nonfinite": "rollback", "max_skipped": 2}, ["go on", "roll back"]),
+        ({"on_nonfinite": "rollback", "max_skipped": 1, "max_rollbacks": 1}, ["roll back"]),
+    ],
+)
+def test_what_is_done_about_it(config: Mapping[str, Any], verdicts: list[str]) -> None:
+    nonfinite = NonFinite(Guards.model_validate(config), scaled=False)
+    found = []
+    for _ in verdicts:
+        nonfinite.look(bad())
+        found.append(nonfinite.verdict())
+    assert found == verdicts
+
+
+def test_a_good_step_ends_the_row() -> None:
+    nonfinite = NonFinite(Guards(), scaled=False)
+    for step in (bad(), bad(), reading(), bad()):
+        nonfinite.look(step)
+    assert (nonfinite.in_a_row, nonfinite.skipped) == (1, 3)
+
+
+def test_a_loss_scale_may_find_its_level() -> None:
+    nonfinite = NonFinite(Guards(), scaled=True)
+    overflow = bad(loss=1.0)
+    assert [nonfinite.look(overflow) for _ in range(16)] == [None] * 16
+    assert nonfinite.look(bad()) is not None
+
+
+def alarms_of(*last: Reading) -> dict[str, str]:
+    alarms, found = Alarms(), {}
+    for step in [*(reading(step) for step in range(WINDOW)), *last]:
+        found |= alarms.look(step, TASK, batch_size=32)
+    return found
+
+
+def test_nothing_to_say_of_a_run_that_goes_well() -> None:
+    assert alarms_of(reading(WINDOW)) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("image_collapse", {"image_cosine": 0.99}),
+        ("temperature", {"temperature": 0.01}),
+        ("chance", {"loss": math.log(32)}),
+        ("data_wait", {"wait_s": 0.5}),
+    ],
+)
+def test_an_alarm_names_a_cause(name: str, values: dict[str, float]) -> None:
+    found = alarms_of(*(reading(WINDOW + step, **values) for step in range(WINDOW + 1)))
+    assert list(found) == [name]
+    assert ":" in found[name]
+
+
+def test_a_jump_of_the_gradient() -> None:
+    assert list(alarms_of(reading(WINDOW, grad_norm=20.0))) == ["gradient_jump"]
+
+
+def test_an_alarm_is_given_once_and_again_after_a_while() -> None:
+    alarms = Alarms()
+    given = [step for step in range(1, 1200) if alarms.due(step, {"chance": "text"})]
+    assert given == [1, 501, 1001]
+
+
+def test_the_best_goes_by_the_metric_and_ranks_the_other_way() -> None:
+    recall = Best("text_to_image/recall@10", EarlyStopping(patience=2, min_delta=0.1))
+    assert [recall.look(step, value) for step, value in enumerate([0.1, 0.3, 0.35, 0.2])] == [True, True, True, False]
+    assert (recall.step, recall.value, recall.exhausted) == (2, 0.35, True)
+    rank = Best("text_to_image/median_rank", None)
+    assert [rank.look(step, value) for step, value in enumerate([10, 20, 5])] == [True, False, True]
+
+
+def test_the_best_is_taken_up_again() -> None:
+    first, second, other = Best("a", None), Best("a", None), Best("b", None)
+    first.look(3, 0.5)
+    second.load_state_dict(first.state_dict())
+    other.load_state_dict(first.state_dict())
+    assert (second.step, second.value) == (3, 0.5)
+    assert other.step is None
+
+
+def test_a_metric_is_found_by_its_path() -> None:
+    assert find_metric({"split": "dev", "text_to_image": {"recall@1": 0.5}}, "text_to_image/recall@1") == 0.5
+    with pytest.raises(TrainingError, match="no number of a validation"):
+        find_metric({"split": "dev"}, "split")
+
+
+def test_out_of_memory_says_what_to_change() -> None:
+    config = TrainConfig(batch_size=128, accumulate=2)
+    with pytest.raises(TrainingError, match="64 samples") as caught, out_of_memory_explained(config, 5):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert "`train.chunk_size: 32`" in caught.value.hint

@@ -1,0 +1,80 @@
+"""`metrics.jsonl` is always written; trackers get the same numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipkit.errors import MissingExtra
+from clipkit.runs import Run, read_metrics
+from clipkit.train.trackers import MetricsLog, MlFlow, TensorBoard, Tracker, WeightsAndBiases, open_trackers
+
+TRAINING = {"step": 1, "loss": 0.5, "lr": {"heads": 0.25}}
+VALIDATION = {"step": 2, "split": "dev", "text_to_image": {"recall@1": 0.125}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = Run.create(tmp_path / "run", config="run: {}\n", facts={})
+    yield run
+    run.unlock()
+
+
+def write(run: Run, tracker: Tracker) -> None:
+    log = MetricsLog(run, [tracker])
+    log.write(TRAINING)
+    log.write(VALIDATION)
+    log.close()
+
+
+def test_lines_are_json_and_numbers_that_are_not_finite_are_null(run: Run) -> None:
+    log = MetricsLog(run, [])
+    log.write({**TRAINING, "loss": float("nan"), "lr": {"heads": float("inf")}})
+    log.close()
+    text = (run.folder / "metrics.jsonl").read_text()
+    assert json.loads(text) == {"step": 1, "loss": None, "lr": {"heads": None}}
+    assert read_metrics(run.folder) == [json.loads(text)]
+
+
+def test_tensorboard(run: Run) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write(run, TensorBoard(run.folder, "name", {}))
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    assert {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]} == {
+        "loss": [(1, 0.5)],
+        "lr/heads": [(1, 0.25)],
+        "text_to_image/recall@1": [(2, 0.125)],
+    }
+
+
+def test_weights_and_biases_offline(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    write(run, WeightsAndBiases(run.folder, "name", {"run": {"seed": 0}}))
+    assert len(list(run.folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # within MLflow
+def test_mlflow_in_the_run_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(run.folder)
+    for _ in range(2):  # a resume goes on under the same name
+        write(run, MlFlow(run.folder, "name", {"run": {"seed": 0}}))
+    (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert found.data.metrics == {"loss": 0.5, "lr/heads": 0.25, "text_to_image/recall_at_1": 0.125}
+    mlflow.set_tracking_uri(None)
+
+
+def test_a_tracker_that_is_not_installed_names_its_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(MissingExtra, match="`wandb` is not installed") as caught:
+        open_trackers(["wandb"], run, name="name", config={})
+    assert "clipkit[wandb]" in caught.value.hint
