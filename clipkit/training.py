@@ -16,6 +16,7 @@ from torch import distributed as dist
 from clipkit import __version__, distributed
 from clipkit.config import Config, FeatureText
 from clipkit.config_file import dump_config
+from clipkit.data import caches
 from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.tokenizer import load_tokenizer, train_tokenizer, truncated_share
@@ -80,7 +81,7 @@ def train(session: Session, *, progress: Progress) -> dict[str, Any]:
     """Train to the end of the plan, or to a signal; gives the summary."""
     config = session.config
     with process_group(config.train) as device:
-        parts = build_parts(session, device)
+        parts = build_parts(session, device, make_caches=True)
         log.info("%s", parts.describe())
         if parts.engine.plan.total_steps == session.step:
             log.info("`%s` has already been trained to its last step", session.folder)
@@ -139,14 +140,16 @@ def dry_run(session: Session) -> dict[str, Any]:
         }
 
 
-def build_parts(session: Session, device: torch.device) -> Parts:
-    """Open the data, build the model, and put together what trains it."""
+def build_parts(session: Session, device: torch.device, *, make_caches: bool = False) -> Parts:
+    """Open the data, build the model, and put together what trains it; the data's caches are made where asked."""
     config = session.config
     threads = set_threads(config.train)
     _compare_threads(session, threads)
     set_kernels(deterministic=config.train.deterministic)
     datasets = open_datasets(config, session.facts)
     tokenizer = _make_tokenizer(session, datasets)
+    if make_caches and (config.data.cache or config.data.token_cache):
+        datasets = _with_caches(config, datasets, tokenizer)
     torch.manual_seed(config.run.seed)
     task = _make_task(session, tokenizer)
     assert isinstance(task.model, DualEncoder)
@@ -193,6 +196,16 @@ def open_datasets(config: Config, facts: Mapping[str, Any]) -> tuple[Dataset, ..
         dist.broadcast_object_list(versions)
         opened = [Dataset(uri, version=v, columns=columns) for uri, v in zip(uris, versions[0], strict=True)]
     return tuple(opened)
+
+
+def _with_caches(config: Config, datasets: tuple[Dataset, ...], tokenizer: Tokenizer | None) -> tuple[Dataset, ...]:
+    """The datasets with the columns that `data.cache` and `data.token_cache` name: rank 0 makes what is missing."""
+    filled = caches.fill_missing(datasets, config.data, tokenizer) if distributed.is_main() else datasets
+    if distributed.world() == 1:
+        return filled
+    versions = [[dataset.version for dataset in filled]]
+    dist.broadcast_object_list(versions)
+    return tuple(Dataset(d.uri, version=v, columns=d.columns) for d, v in zip(filled, versions[0], strict=True))
 
 
 def _make_tokenizer(session: Session, datasets: tuple[Dataset, ...]) -> Tokenizer | None:

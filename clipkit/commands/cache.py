@@ -22,11 +22,11 @@ def cache(
     """Keep decoded pixels in the dataset, for training at speed."""
     from tqdm import tqdm
 
-    from clipkit import pixel_cache
+    from clipkit.data import caches
     from clipkit.store import Dataset
 
     opened = Dataset(dataset)
-    plan = pixel_cache.plan_cache(opened, side_px=size)
+    plan = caches.plan_cache(opened, side_px=size)
     console.say(
         f"column `{plan.column}`: {plan.rows:,} rows to decode, {console.format_bytes(plan.bytes)} on disk, about "
         f"{plan.write_s:,.0f} s; reading a crop instead of decoding is up to {plan.gain:.1f} times as fast"
@@ -34,7 +34,7 @@ def cache(
     bad: list[str] = []
     if not dry_run and plan.rows:
         with tqdm(total=plan.rows, desc="decoding", unit=" images", leave=False) as bar:
-            opened, bad = pixel_cache.make_cache(opened, side_px=size, advance=bar.update)
+            opened, bad = caches.make_cache(opened, side_px=size, advance=bar.update)
     for image_id in bad[:10]:
         console.say(f"cannot be decoded: `{image_id}`")
     if len(bad) > 10:

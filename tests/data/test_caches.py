@@ -18,7 +18,7 @@ from clipkit.data.loader import build_loader
 from clipkit.data.tokenizer import load_tokenizer
 from clipkit.data.tokens import token_column
 from clipkit.errors import DataError
-from clipkit.pixel_cache import fill_missing
+from clipkit.data.caches import fill_missing
 from clipkit.store import Dataset
 from clipkit.types import Batch, ImageSpec, Tokenizer
 

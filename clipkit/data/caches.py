@@ -1,4 +1,4 @@
-"""`clipkit cache`: decoded pixels (and tokens) as columns of the dataset, made once and read from then on."""
+"""Decoded pixels and tokens as columns of the dataset, made once and read from then on."""
 
 from __future__ import annotations
 
