@@ -15,8 +15,12 @@ from clipkit.hardware import usable_cores
 
 # What an optional part (an extra of pyproject.toml) is for.
 PURPOSES = {
+    "fast": "decoding JPEGs faster than OpenCV does",
     "heic": "`clipkit ingest` of HEIC images",
     "lora": "`clipkit train` with `model.lora`",
+    "tensorboard": "`clipkit train` with that tracker",
+    "wandb": "`clipkit train` with that tracker",
+    "mlflow": "`clipkit train` with that tracker",
     "test": "`make test`",
     "check": "`make check`",
 }
