@@ -71,26 +71,20 @@ def bench_loader(
     spec = ImageSpec(config.image_size)
     started = time.perf_counter()
     loader = build_loader(config, spec=spec, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
-    with closing(loader), closing(loader.iterate()) as batches:
-        next(batches)
-        first_batch_s = time.perf_counter() - started
-    ceiling = None if config.features.image else _make_ceiling(config, seed=seed)
-    speeds, ceilings = [], []
-    clocks: dict[str, float] = {}
-    num_batches = 0
-    for _ in range(ROUNDS):
-        loader = build_loader(config, spec=spec, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
-        with closing(loader):
+    with closing(loader):
+        with closing(loader.iterate()) as batches:
+            next(batches)
+            first_batch_s = time.perf_counter() - started
+        ceiling = None if config.features.image else _make_ceiling(config, seed=seed)
+        speeds, ceilings = [], []
+        for _ in range(ROUNDS):
             speeds.append(_loader_speed(loader, seconds / ROUNDS))
-            stats = loader.stats()
-        num_batches += stats.num_batches
-        for stage, spent_s in stats.stages_s.items():
-            clocks[stage] = clocks.get(stage, 0.0) + spent_s
-        if ceiling is not None:
-            ceilings.append(ceiling(seconds / ROUNDS))
+            if ceiling is not None:
+                ceilings.append(ceiling(seconds / ROUNDS))
+        stats = loader.stats()
     images_per_s = statistics.median(speeds)
     ceiling_per_s = statistics.median(ceilings) if ceilings else None
-    stages_ms = {stage: round(1000 * spent_s / num_batches, 3) for stage, spent_s in clocks.items()}
+    stages_ms = {stage: round(1000 * spent_s / stats.num_batches, 3) for stage, spent_s in stats.stages_s.items()}
     return LoaderReport(
         images_per_s=round(images_per_s, 1),
         ceiling_images_per_s=round(ceiling_per_s, 1) if ceiling_per_s else None,
@@ -174,8 +168,8 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _loader_speed(loader: Loader, seconds: float) -> float:
-    """Images a second, from the second batch on."""
-    with closing(loader.iterate()) as batches:
+    """Images a second, from the second batch on; each time of other batches."""
+    with closing(loader.iterate(loader.stats().num_batches)) as batches:
         next(batches)
         started, count = time.perf_counter(), 0
         for batch in batches:

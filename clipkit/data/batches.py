@@ -204,9 +204,9 @@ class BatchMaker:
                 numbers = uniforms(self._augment_key, work.rows, drawn.epochs, count=NUM_UNIFORMS)
                 work.uniforms = numbers.tolist()
         if features.image is not None:
-            work.image_features = _as_tensor(corpus.vectors(rows, features.image))
+            work.image_features = torch.from_numpy(corpus.vectors(rows, features.image))
         if features.text is not None:
-            work.text_features = _as_tensor(corpus.vectors(rows, features.text))
+            work.text_features = torch.from_numpy(corpus.vectors(rows, features.text))
         return work
 
     def _replace_failed(self, work: Work) -> None:
@@ -292,9 +292,3 @@ def _merge(parts: Sequence[tuple[np.ndarray, Work]], drawn: Draw) -> Work:
         image_features=stack([work.image_features for work in works]),
         text_features=stack([work.text_features for work in works]),
     )
-
-
-def _as_tensor(vectors: np.ndarray) -> torch.Tensor:
-    if not vectors.flags.writeable:
-        vectors = vectors.copy()
-    return torch.from_numpy(vectors)

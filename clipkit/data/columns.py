@@ -1,53 +1,105 @@
-"""Small columns of a dataset (ids, captions, sizes): from memory where they are small, else read with each batch."""
+"""Columns of a dataset by row: from memory where they are small, else read with each batch."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from clipkit.store import Dataset
 
-MEMORY_LIMIT_BYTES = 256_000_000
+TEXTS_LIMIT_BYTES = 256_000_000
+VECTORS_LIMIT_BYTES = 2_000_000_000  # a column of features is all that is read of its rows
+
+T = TypeVar("T")
+
+
+class LoadedAside(Generic[T]):
+    """A value that a thread loads once somebody has asked for it; None until then."""
+
+    def __init__(self, load: Callable[[], T | None]) -> None:
+        self._load = load
+        self._thread: threading.Thread | None = None
+        self.value: T | None = None
+
+    def start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="clipkit-columns", daemon=True)
+            self._thread.start()
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        self.value = self._load()
 
 
 class SmallColumns:
-    """Values of some columns by row.
+    """Values of ids, captions and sizes.
 
-    The first batch is read as it is asked for, and tells how large the columns are. If they fit, a thread then reads
-    them once, and later batches come from memory.
+    The first batch is read as it is asked for, and tells how large the columns are. If they fit, they are then read
+    once, and later batches come from memory.
     """
 
-    def __init__(self, dataset: Dataset, names: Sequence[str], *, limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
+    def __init__(self, dataset: Dataset, names: Sequence[str], *, limit_bytes: int = TEXTS_LIMIT_BYTES) -> None:
         self._dataset = dataset
         self._names = list(names)
         self._limit_bytes = limit_bytes
-        self._table: pa.RecordBatch | None = None
-        self._measured = False
-        self._loading: threading.Thread | None = None
+        self._table: LoadedAside[pa.RecordBatch] = LoadedAside(self._load)
+
+    @property
+    def in_memory(self) -> bool:
+        return self._table.value is not None
 
     def take(self, rows: np.ndarray) -> pa.RecordBatch:
         """The rows' values, in the order asked for."""
-        if self._table is not None:
-            return self._table.take(pa.array(rows))
+        if self._table.value is not None:
+            return self._table.value.take(pa.array(rows))
         values = one_batch(self._dataset.take(rows, self._names))
-        if not self._measured and len(rows):
-            self._measured = True
-            if values.nbytes / len(rows) * len(self._dataset) <= self._limit_bytes:
-                self._loading = threading.Thread(target=self._load, name="clipkit-columns", daemon=True)
-                self._loading.start()
+        if len(rows) and values.nbytes / len(rows) * len(self._dataset) <= self._limit_bytes:
+            self._table.start()
         return values
 
     def close(self) -> None:
-        if self._loading is not None:
-            self._loading.join()
+        self._table.join()
 
-    def _load(self) -> None:
+    def _load(self) -> pa.RecordBatch | None:
         table = self._dataset.lance.scanner(columns=self._names, scan_in_order=True).to_table()
-        if table.nbytes <= self._limit_bytes:
-            self._table = one_batch(table)
+        return one_batch(table) if table.nbytes <= self._limit_bytes else None
+
+
+class VectorColumn:
+    """Vectors of a column of fixed-size lists."""
+
+    def __init__(self, dataset: Dataset, name: str, *, limit_bytes: int = VECTORS_LIMIT_BYTES) -> None:
+        self._dataset = dataset
+        self._name = name
+        self._limit_bytes = limit_bytes
+        self._vectors: LoadedAside[np.ndarray] = LoadedAside(self._load)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """(B, F), writable."""
+        if self._vectors.value is not None:
+            return self._vectors.value.take(rows, axis=0)
+        vectors = np.array(self._dataset.take_vectors(rows, self._name))
+        if len(rows) and vectors.nbytes / len(rows) * len(self._dataset) <= self._limit_bytes:
+            self._vectors.start()
+        return vectors
+
+    def close(self) -> None:
+        self._vectors.join()
+
+    def _load(self) -> np.ndarray | None:
+        column = self._dataset.lance.scanner(columns=[self._name], scan_in_order=True).to_table().column(0)
+        if column.null_count:  # only some rows need have a vector: each batch is read, and says which has none
+            return None
+        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors: np.ndarray = flat.reshape(len(column), column.type.list_size)
+        return vectors
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:

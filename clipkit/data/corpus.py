@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipkit.config import DataConfig
-from clipkit.data.columns import SmallColumns
+from clipkit.data.columns import SmallColumns, VectorColumn
 from clipkit.data.random import key, uniforms
 from clipkit.data.tokens import token_column
 from clipkit.errors import DataError
@@ -53,10 +53,14 @@ class Corpus:
         self._size_names = [name for name in SIZE_COLUMNS if name in schema]
         self._has_sizes = {"width", "height"} <= schema
         self._token_column = token_column if token_column in schema else None
-        names = [dataset.columns.image_id, dataset.columns.captions, *self._size_names]
+        self._needs_captions = config.features.text is None
+        names = [dataset.columns.image_id]
+        if self._needs_captions:
+            names += [dataset.columns.captions, *self._size_names]
         if self._token_column is not None:
             names.append(self._token_column)
         self._small = SmallColumns(dataset, names)
+        self._vectors: dict[str, VectorColumn] = {}
         self._first_sample = _caption_offsets(dataset, rows) if config.caption == "each" else None
 
     def __len__(self) -> int:
@@ -87,6 +91,8 @@ class Corpus:
         places = self.places_of(samples)
         rows = self.rows[places]
         values = self._small.take(rows)
+        if not self._needs_captions:
+            return Texts(values.column(0).to_pylist(), [""] * len(rows), None, None)
         captions = as_captions(values.column(1))
         if self._first_sample is not None:
             numbers = (samples - self._first_sample[places]).tolist()
@@ -103,7 +109,7 @@ class Corpus:
     def vectors(self, rows: np.ndarray, column: str) -> np.ndarray:
         """(B, F) values of a column of fixed-size lists, as they are stored."""
         self.refuse_fork()
-        return self.dataset.take_vectors(rows, column)
+        return self._vectors.setdefault(column, VectorColumn(self.dataset, column)).take(rows)
 
     def pixels(self, rows: np.ndarray, column: str) -> list[np.ndarray | None]:
         """Decoded pixels, flat; None for a row that has none."""
@@ -120,6 +126,8 @@ class Corpus:
 
     def close(self) -> None:
         self._small.close()
+        for vectors in self._vectors.values():
+            vectors.close()
 
     def _choose(self, captions: Sequence[str], draw: float) -> int:
         """Which of its captions a sample takes."""

@@ -283,7 +283,7 @@ def test_large_texts_are_read_with_the_batch(plain_dataset: str) -> None:
     rows, epochs = np.arange(5, 15), np.zeros(10, dtype=np.int64)
     first = corpus.texts(rows, epochs)
     corpus.close()
-    assert corpus._small._table is None
+    assert not corpus._small.in_memory
     assert corpus.texts(rows, epochs) == first
 
 
