@@ -12,21 +12,21 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
 from clipkit import __version__, distributed
-from clipkit.config import Config, FeatureText
+from clipkit.config import Config
 from clipkit.config_file import dump_config
-from clipkit.data import caches
 from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
-from clipkit.data.tokenizer import load_tokenizer, train_tokenizer, truncated_share
 from clipkit.errors import DataError, TrainingError
 from clipkit.models import DualEncoder, load_matching
 from clipkit.runs import find_checkpoint, read_meta
-from clipkit.store import Columns, Dataset
+from clipkit.store import Dataset
 from clipkit.tasks import build_task
 from clipkit.train.checkpoint import CheckpointWriter, read_weights
 from clipkit.train.engine import Engine
+from clipkit.train.inputs import make_tokenizer, open_datasets, with_caches
 from clipkit.train.parallel import Replicas, Shards, Strategy
 from clipkit.train.plan import make_plan
 from clipkit.train.process import process_group, set_kernels, set_threads
@@ -37,8 +37,6 @@ from clipkit.train.trainer import Outcome, Progress, Trainer, Validation
 from clipkit.types import ImageSpec, Task, Tokenizer
 
 log = logging.getLogger("clipkit.training")
-TOKENIZER_CAPTIONS_ROWS = 200_000  # of a larger corpus, so many rows spread over it train the vocabulary
-MEASURED_ROWS = 20_000  # whose captions say which share is cut
 NAMED_SPLIT = re.compile(r"""^\s*split\s*=\s*['"]([^'"]+)['"]\s*$""")
 
 
@@ -147,9 +145,9 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
     _compare_threads(session, threads)
     set_kernels(deterministic=config.train.deterministic)
     datasets = open_datasets(config, session.facts)
-    tokenizer = _make_tokenizer(session, datasets)
+    tokenizer = make_tokenizer(session, datasets)
     if make_caches and (config.data.cache or config.data.token_cache):
-        datasets = _with_caches(config, datasets, tokenizer)
+        datasets = with_caches(config, datasets, tokenizer)
     torch.manual_seed(config.run.seed)
     task = _make_task(session, tokenizer)
     assert isinstance(task.model, DualEncoder)
@@ -168,6 +166,11 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
     plan = make_plan(config.train, optim, steps_per_epoch=loader.steps_per_epoch)
     if plan.total_steps is None and session.facts.get("total_steps"):
         plan = plan.with_total(int(session.facts["total_steps"]))
+    if config.train.chunk_size and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.model.modules()):
+        log.info(
+            "BatchNorm sees chunks of %d samples and not the batch; `model.image.norm: frozen` keeps its statistics",
+            config.train.chunk_size,
+        )
     if config.train.compile:
         log.info("compiling the model: the first steps take some minutes")
         task.model.compile()
@@ -182,64 +185,6 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
     )
     validation = _make_validation(config, datasets[0], tokenizer, spec)
     return Parts(config, tokenizer, task, loader, engine, validation, datasets, threads)
-
-
-def open_datasets(config: Config, facts: Mapping[str, Any]) -> tuple[Dataset, ...]:
-    """The datasets at the versions that the run began with, or as they are now (and then on every rank alike)."""
-    data = config.data
-    columns = Columns(data.image_id_column, data.image_column, data.captions_column)
-    uris = [data.dataset] if data.dataset else [source.dataset for source in data.sources]
-    pinned = {entry["uri"]: entry["version"] for entry in facts.get("datasets", ())}
-    opened = [Dataset(uri, version=pinned.get(uri), columns=columns) for uri in uris]
-    if distributed.world() > 1:
-        versions = [[dataset.version for dataset in opened]]
-        dist.broadcast_object_list(versions)
-        opened = [Dataset(uri, version=v, columns=columns) for uri, v in zip(uris, versions[0], strict=True)]
-    return tuple(opened)
-
-
-def _with_caches(config: Config, datasets: tuple[Dataset, ...], tokenizer: Tokenizer | None) -> tuple[Dataset, ...]:
-    """The datasets with the columns that `data.cache` and `data.token_cache` name: rank 0 makes what is missing."""
-    filled = caches.fill_missing(datasets, config.data, tokenizer) if distributed.is_main() else datasets
-    if distributed.world() == 1:
-        return filled
-    versions = [[dataset.version for dataset in filled]]
-    dist.broadcast_object_list(versions)
-    return tuple(Dataset(d.uri, version=v, columns=d.columns) for d, v in zip(filled, versions[0], strict=True))
-
-
-def _make_tokenizer(session: Session, datasets: tuple[Dataset, ...]) -> Tokenizer | None:
-    """The checkpoint's tokenizer, the text model's, or one trained on the captions."""
-    data, text = session.config.data, session.config.model.text
-    if isinstance(text, FeatureText):
-        return None
-    origin = session.checkpoint
-    if origin is None and session.config.model.init:
-        origin = find_checkpoint(session.config.model.init)
-    source = origin / "tokenizer" if origin is not None else text.tokenizer or text.name
-    if source is not None:
-        tokenizer = load_tokenizer(source, max_tokens=data.max_tokens, padding=data.padding)
-    else:
-        assert text.architecture is not None
-        tokenizer = train_tokenizer(
-            [caption for dataset in datasets for caption in _captions(dataset, data.train, TOKENIZER_CAPTIONS_ROWS)],
-            vocab_size=text.architecture.vocab_size,
-            lowercase=text.architecture.lowercase,
-            max_tokens=data.max_tokens,
-            padding=data.padding,
-        )
-    share = truncated_share(tokenizer, _captions(datasets[0], data.train, MEASURED_ROWS))
-    log.info("%.1f %% of the captions are cut at `data.max_tokens: %d`", 100 * share, data.max_tokens)
-    return tokenizer
-
-
-def _captions(dataset: Dataset, where: str | None, num_rows: int) -> list[str]:
-    """The captions of the training rows, or of so many spread over them."""
-    rows = dataset.select(where)
-    if not len(rows):
-        raise DataError(f"`data.train: {where}` chooses no row of `{dataset.uri}`", "`clipkit info` tells its splits")
-    step = -(-len(rows) // num_rows)
-    return [caption for captions in dataset.take_captions(rows[::step]) for caption in captions]
 
 
 def _make_task(session: Session, tokenizer: Tokenizer | None) -> Task:

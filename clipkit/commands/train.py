@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +46,9 @@ def train(
         logging.getLogger("clipkit").setLevel(logging.ERROR)  # of several processes one talks
     session = open_session(config, sets or (), resume=resume, rerun=rerun)  # before the heavy imports
 
+    # Threads that wait for each other spin for a moment and then sleep: the loader's threads need the cores too.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
     from clipkit import training
 
     if dry_run:
@@ -63,8 +67,6 @@ def train(
 
 def _is_main() -> bool:
     """Whether this process is the one that prints; after training there is no process group to ask."""
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 
