@@ -12,6 +12,8 @@ from pathlib import Path
 from clipkit.errors import DataError
 
 STAGING_NAME = "_ingest"
+NUM_TRIES = 100
+ATTEMPTS = 100  # at a folder that another ingest removes as it ends
 
 
 def is_remote(uri: str) -> bool:
@@ -48,12 +50,16 @@ def exclusive(uri: str) -> Iterator[Path]:
 def _acquire(uri: str, folder: Path) -> int:
     """A descriptor that holds the lock on `folder/lock`."""
     path = folder / "lock"
-    while True:
+    for attempt in range(ATTEMPTS):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # another ingest has just finished and removed the folder
-            continue
+        except FileNotFoundError as error:  # another ingest has just finished and removed the folder
+            if attempt < ATTEMPTS - 1:
+                continue
+            raise DataError(
+                f"`{uri}` cannot be written: no folder can be made there", "choose another place"
+            ) from error
         except OSError as error:
             raise DataError(f"`{uri}` cannot be written: {error.strerror}", "choose another place") from error
         try:
@@ -70,6 +76,7 @@ def _acquire(uri: str, folder: Path) -> int:
             os.write(handle, f"{os.getpid()}\n".encode())
             return handle
         os.close(handle)
+    raise DataError(f"the lock of `{uri}` cannot be had: other ingests come and go", "try again")
 
 
 def _is_same_file(handle: int, path: Path) -> bool:

@@ -202,3 +202,9 @@ def test_the_lock_goes_with_its_holder(tmp_path: Path) -> None:
         (folder / "plan.json").write_text("{}")
     with exclusive(out) as folder:
         assert (folder / "plan.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no folder can be made in Linux's /proc, not even by root")
+def test_a_place_where_no_folder_can_be_made() -> None:
+    with pytest.raises(DataError, match="no folder can be made there"), exclusive("/proc/o.lance"):
+        pass
