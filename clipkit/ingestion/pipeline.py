@@ -23,7 +23,7 @@ from clipkit.ingestion.summary import Progress, Summary
 from clipkit.store import commit
 from clipkit.store.locks import exclusive, is_remote
 from clipkit.store.rejections import record_rejections
-from clipkit.store.shards import remove_orphans, writing_error
+from clipkit.store.shards import discard, remove_orphans, writing_error
 from clipkit.store.staging import Staging
 from clipkit.store.writer import DatasetWriter
 
@@ -87,6 +87,8 @@ def _run(out: str, job: Job, staging: Staging, interrupt: Interrupt, progress: P
         writer.finish_shard()
     except BaseException:
         writer.abandon()
+        if not staging.receipts:  # nothing that a resume could go on from
+            discard(out, staging, has_versions=job.plan.base_version is not None)
         raise
     return _finish(out, job, staging, writer, intake)
 

@@ -136,7 +136,7 @@ def discard(uri: str, staging: Staging, *, has_versions: bool) -> None:
     """Forget what an interrupted ingest had finished."""
     if not is_remote(uri):
         if not has_versions:
-            remove_orphans(uri, ())
+            _remove(Path(uri) / "data")
         for path in (path for receipt in staging.receipts for path in receipt.paths):
             file = Path(uri) / "data" / path
             _remove(file)

@@ -96,6 +96,18 @@ def test_missing_source(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written(make_corpus: MakeCorpus) -> None:
+    with pytest.raises(DataError, match="cannot be written"):
+        ingest([str(make_corpus())], "/proc/o.lance", IngestOptions())
+
+
+def test_a_failure_before_the_first_shard_leaves_nothing(make_corpus: MakeCorpus, tmp_path: Path) -> None:
+    twice = make_corpus(range(5))
+    with pytest.raises(DataError, match="occurs twice"):
+        ingest([str(twice), str(twice)], str(tmp_path / "o.lance"), IngestOptions())
+    assert not (tmp_path / "o.lance").exists()
+
+
 def test_strict_and_max_rejected(make_corpus: MakeCorpus, tmp_path: Path, run_cli: RunCli) -> None:
     corpus = make_corpus(range(100))
     for number in range(3):

@@ -22,6 +22,7 @@ from clipkit.store.columns import count_missing, fill_column
 
 MakeCorpus = Callable[..., Path]
 OUT = "s3://corpora/folder/o.lance"
+OTHER = "s3://corpora/folder/other.lance"
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_dataset_in_a_bucket(make_corpus: MakeCorpus, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("bucket")
 def test_an_interrupted_ingest_goes_on(make_corpus: MakeCorpus, tmp_path: Path) -> None:
     corpus = make_corpus(range(20_000))
-    command = [sys.executable, "-m", "clipkit", "ingest", str(corpus), OUT]
+    command = [sys.executable, "-m", "clipkit", "ingest", str(corpus), OTHER]
     process = subprocess.Popen(command, cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list((tmp_path / "state").rglob("plan.json")):
         time.sleep(0.005)
@@ -87,7 +88,7 @@ def test_an_interrupted_ingest_goes_on(make_corpus: MakeCorpus, tmp_path: Path) 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     assert "--resume" in errors
-    done = run(corpus, OUT, "--resume", cwd=tmp_path)
+    done = run(corpus, OTHER, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert lance.dataset(OUT).count_rows() == 20_000
+    assert lance.dataset(OTHER).count_rows() == 20_000
     assert not list((tmp_path / "state").rglob("shard-*"))
