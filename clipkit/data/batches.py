@@ -100,7 +100,11 @@ class BatchMaker:
         self.clock = Clock()
         self._size_px = size_px
         self._tokenizer = tokenizer if config.features.text is None else None
+        if self._tokenizer is not None:
+            for corpus in corpora:
+                corpus.tokenize_ahead(self._tokenizer)
         self._seed = seed
+        self._pins = torch.cuda.is_available()  # asking takes longer than reading ten images
         self._rank = rank
         self._world = world
         self._images: Images | None = choose_images(config, corpora)
@@ -137,7 +141,7 @@ class BatchMaker:
                 work.tokens = self._tokenizer(work.texts.captions) if ids is None else self._tokenizer.pad(ids)
         if self._images is not None:
             shape = (len(work), self._size_px, self._size_px, 3)
-            work.images = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            work.images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pins)
             work.pixels = work.images.numpy()
         return work
 

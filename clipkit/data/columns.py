@@ -49,6 +49,7 @@ class SmallColumns:
         self._dataset = dataset
         self._names = list(names)
         self._limit_bytes = limit_bytes
+        self.when_loaded: Callable[[pa.RecordBatch], None] | None = None
         self._table: LoadedAside[pa.RecordBatch] = LoadedAside(self._load)
 
     @property
@@ -69,7 +70,12 @@ class SmallColumns:
 
     def _load(self) -> pa.RecordBatch | None:
         table = self._dataset.lance.scanner(columns=self._names, scan_in_order=True).to_table()
-        return one_batch(table) if table.nbytes <= self._limit_bytes else None
+        if table.nbytes > self._limit_bytes:
+            return None
+        values = one_batch(table)
+        if self.when_loaded is not None:
+            self.when_loaded(values)
+        return values
 
 
 class VectorColumn:

@@ -21,6 +21,7 @@ from clipkit.store.schema import ORIENTATION
 from clipkit.types import Tokenizer
 
 CAPTION_PURPOSE = 1
+AHEAD = 256  # captions at a time, so that the batch at hand is not kept waiting
 SIZE_COLUMNS = ("width", "height", ORIENTATION)
 
 
@@ -101,6 +102,19 @@ class Corpus:
             numbers = [self._choose(texts, draw) for texts, draw in zip(captions, draws, strict=True)]
         chosen = [texts[number] if texts else "" for texts, number in zip(captions, numbers, strict=True)]
         return Texts(values.column(0).to_pylist(), chosen, self._token_ids(values, numbers), self._sizes(values))
+
+    def tokenize_ahead(self, tokenizer: Tokenizer) -> None:
+        """Once the captions are in memory, let the tokenizer see them all, if it can remember so many."""
+        if self._token_column is not None or not self._needs_captions:
+            return
+
+        def see(values: pa.RecordBatch) -> None:
+            captions = [caption for of_row in as_captions(values.column(1)) for caption in of_row]
+            if len(captions) <= tokenizer.num_remembered:
+                for start in range(0, len(captions), AHEAD):
+                    tokenizer.encode(captions[start : start + AHEAD])
+
+        self._small.when_loaded = see
 
     def images(self, rows: np.ndarray) -> list[memoryview]:
         self.refuse_fork()

@@ -72,7 +72,10 @@ def fastest_decoder() -> JpegDecoder:
 def choose_divisor(width: float, height: float, size_px: int) -> int:
     """The largest of 8, 4, 2, 1 that leaves a region of `width` x `height` at least `size_px` on both sides."""
     shorter = min(width, height)
-    return next((divisor for divisor in DIVISORS if shorter >= size_px * divisor), 1)
+    for divisor in DIVISORS:
+        if shorter >= size_px * divisor:
+            return divisor
+    return 1
 
 
 def decode(data: memoryview, info: ImageInfo, *, divisor: int = 1, jpeg: JpegDecoder = decode_with_opencv) -> Pixels:

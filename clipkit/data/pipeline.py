@@ -14,7 +14,7 @@ from clipkit.types import Batch
 
 log = logging.getLogger(__name__)
 
-CHUNK = 8  # images that a decoding thread takes at a time
+CHUNK = 16  # images that a decoding thread takes at a time
 POLL_S = 0.1
 
 

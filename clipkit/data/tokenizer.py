@@ -68,6 +68,11 @@ class FastTokenizer:
         return self._max_tokens
 
     @property
+    def num_remembered(self) -> int:
+        """How many texts' ids are kept in memory."""
+        return REMEMBERED
+
+    @property
     def fingerprint(self) -> str:
         """The same for the same ids: a hash of the vocabulary, the rules and the length, but not of the padding."""
         return hashlib.sha256(f"{self._vocabulary}:{self._max_tokens}".encode()).hexdigest()[:16]

@@ -63,11 +63,13 @@ def _random_resized_box(width: int, height: int, augment: RandomResizedCrop, uni
 def cut_and_resize(pixels: Pixels, box: Box, scale: float, out: Pixels) -> None:
     """Resize the region, whose coordinates are multiplied by `scale`, into `out`."""
     height, width = pixels.shape[:2]
-    left = min(max(0, round(box.left * scale)), width - 1)
-    top = min(max(0, round(box.top * scale)), height - 1)
-    right = max(left + 1, min(width, round((box.left + box.width) * scale)))
-    bottom = max(top + 1, min(height, round((box.top + box.height) * scale)))
-    region = pixels[top:bottom, left:right]
+    region = pixels
+    if box.left or box.top or box.width * scale < width or box.height * scale < height:
+        left = min(max(0, round(box.left * scale)), width - 1)
+        top = min(max(0, round(box.top * scale)), height - 1)
+        right = max(left + 1, min(width, round((box.left + box.width) * scale)))
+        bottom = max(top + 1, min(height, round((box.top + box.height) * scale)))
+        region = pixels[top:bottom, left:right]
     size_px = out.shape[0]
     if region.shape == out.shape:
         out[...] = region
