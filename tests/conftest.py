@@ -11,12 +11,10 @@ from typing import Protocol
 
 import pytest
 
-# As the command line does: workers of pytest share the cores. Read once, when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 ROOT = Path(__file__).parent.parent
-# Tests run beside each other: threads of one would only wait for those of another.
+# Tests run beside each other: threads of one would only wait for those of another. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class RunCli(Protocol):
