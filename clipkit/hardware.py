@@ -55,5 +55,7 @@ def choose_device(name: str = "auto") -> torch.device:
         "mps": torch.backends.mps.is_available(),
     }
     if not available.get(device.type, False):
-        raise ConfigError(f"the device `{name}` is not available here", "`clipkit doctor` lists the devices; `auto` takes one")
+        raise ConfigError(
+            f"the device `{name}` is not available here", "`clipkit doctor` lists the devices; `auto` takes one"
+        )
     return device

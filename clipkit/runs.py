@@ -41,12 +41,8 @@ class Run:
     @classmethod
     def create(cls, folder: str | Path, *, config: str, facts: Mapping[str, Any]) -> Run:
         """Make a new run folder; one that is already there is refused."""
+        check_free(folder)
         run = cls(folder)
-        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
-            raise CheckpointError(
-                f"the run folder `{run.folder}` already exists",
-                f"go on with it by `clipkit train --resume {run.folder}`, or choose another with `--set run.name=…`",
-            )
         # Made beside and renamed: whoever sees the folder can resume it, however early the run was killed.
         beside = run.folder.with_name(f".{run.folder.name}.{os.getpid()}")
         (beside / "checkpoints").mkdir(parents=True)
@@ -146,6 +142,16 @@ class Run:
         lines = [line for line in read_metrics(self.folder) if line.get("step", 0) <= step and step > 0]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_text(self.folder / METRICS, text)
+
+
+def check_free(folder: str | Path) -> None:
+    """Refuse a folder that is there already, unless it is empty."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(
+            f"the run folder `{folder}` already exists",
+            f"go on with it by `clipkit train --resume {folder}`, or choose another with `--set run.name=…`",
+        )
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:

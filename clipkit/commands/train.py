@@ -45,6 +45,8 @@ def train(
     if not _is_main():
         logging.getLogger("clipkit").setLevel(logging.ERROR)  # of several processes one talks
     session = open_session(config, sets or (), resume=resume, rerun=rerun)  # before the heavy imports
+    if not dry_run and _is_main():
+        session.check_free()
 
     # Threads that wait for each other spin for a moment and then sleep: the loader's threads need the cores too.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")

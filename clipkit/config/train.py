@@ -53,7 +53,7 @@ class TrainConfig(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     threads: Count | None = None
-    """Compute threads; every usable core when left out."""
+    """Compute threads; `OMP_NUM_THREADS` or every usable core when left out."""
     checkpoint_every: Duration | None = "1ep"
     """How often a checkpoint is written; null writes only the last."""
     validate_every: Duration | None = "1ep"

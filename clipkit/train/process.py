@@ -46,8 +46,13 @@ def _check_shares(config: TrainConfig) -> None:
 
 
 def set_threads(config: TrainConfig) -> int:
-    """Compute threads: the config's, or this machine's usable cores shared by its processes."""
-    threads = config.threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Compute threads: the config's, else `OMP_NUM_THREADS`, else the usable cores shared by this machine's ranks.
+
+    torchrun sets `OMP_NUM_THREADS` to 1 of itself: that is nobody's wish.
+    """
+    asked = "" if "TORCHELASTIC_RUN_ID" in os.environ else os.environ.get("OMP_NUM_THREADS", "")
+    own_share = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = config.threads or (int(asked) if asked.isdigit() and int(asked) else own_share)
     torch.set_num_threads(threads)
     return threads
 

@@ -11,7 +11,7 @@ from typing import Any
 from clipkit.config import Config
 from clipkit.config_file import dump_config, load_config, parse_config
 from clipkit.errors import CheckpointError, ConfigError
-from clipkit.runs import CONFIG, Run, read_meta
+from clipkit.runs import CONFIG, Run, check_free, read_meta
 from clipkit.train.differences import find_differences
 
 log = logging.getLogger("clipkit.train")
@@ -26,6 +26,11 @@ class Session:
     run: Run | None = None
     checkpoint: Path | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_free(self) -> None:
+        """Refuse to begin a new run in a folder that is there already."""
+        if self.run is None:
+            check_free(self.folder)
 
     @property
     def start(self) -> dict[str, Any]:

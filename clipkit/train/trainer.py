@@ -124,7 +124,7 @@ class Trainer:
         self.progress.close()
         stopped = self.stopping and not self._complete()
         return Outcome(
-            reason=self.reason or "done",
+            reason=self.reason or ("stopped" if stopped else "done"),
             step=self.step,
             exit_code=(self.signals.requested or 143) if stopped else 0,
             loss=self._last_loss,
