@@ -28,7 +28,7 @@ from clipkit.store import Dataset
 from clipkit.types import Batch, ImageSpec
 
 ROUNDS = 5
-CEILING_BYTES = 256_000_000
+CEILING_BYTES = 64_000_000  # of images in memory; more would count as the loader's
 CEILING_IMAGES = 4096
 TOKENIZER_ROWS = 20_000
 
@@ -185,7 +185,7 @@ def _make_ceiling(config: DataConfig, *, seed: int) -> Callable[[float], float]:
     rows = corpus.rows[np.random.default_rng(seed).permutation(len(corpus.rows))[:CEILING_IMAGES]]
     size_px, num_threads = config.image_size, usable_cores()
     work = _cached_work(corpus.dataset, rows, config) if config.cache else _encoded_work(corpus.dataset, rows, config)
-    out = np.empty((len(work), size_px, size_px, 3), np.uint8)
+    out = np.empty((num_threads, size_px, size_px, 3), np.uint8)
     cv2.setNumThreads(1)
 
     def measure(seconds: float) -> float:
@@ -195,7 +195,7 @@ def _make_ceiling(config: DataConfig, *, seed: int) -> Callable[[float], float]:
         def run(thread: int) -> None:
             while True:
                 for place in range(thread, len(work), num_threads):
-                    cv2.resize(work[place](), (size_px, size_px), dst=out[place])
+                    cv2.resize(work[place](), (size_px, size_px), dst=out[thread])
                     counts[thread] += 1
                     if counts[thread] % 16 == 0 and time.perf_counter() - started > seconds:
                         return
