@@ -19,6 +19,7 @@ import torch
 from clipkit.config import Config, DataConfig, FeatureText, TransformersText
 from clipkit.data.corpus import open_corpora
 from clipkit.data.decode import choose_divisor, decode_with_opencv, fastest_decoder
+from clipkit.data.device import prefetch_to_device
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.pixels import cache_column
 from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
@@ -132,7 +133,8 @@ def bench_step(
     """Time the step on one batch again and again, and on the loader's batches, in turns."""
     synthetic_s, real_s = [], []
     step = 0
-    with closing(loader.iterate()) as batches:
+    with closing(loader.iterate()) as on_host:
+        batches = prefetch_to_device(on_host, device)
         batch = next(batches)
         for _ in range(2):  # warm-up: kernels are chosen, memory is allocated
             train_step(batch, step)

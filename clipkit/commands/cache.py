@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 def cache(
     dataset: Annotated[str, typer.Argument(help="The Lance dataset.")],
-    size: Annotated[int, typer.Option(min=16, help="Side of the cached squares in pixels.")] = 256,
+    size: Annotated[int, typer.Option(min=16, max=4096, help="Side of the cached squares in pixels.")] = 256,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it costs and gains, and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -267,6 +267,7 @@ def test_dataset_in_a_dataloader(plain_dataset: str) -> None:
     assert torch.equal(copy[7]["image"], dataset[7]["image"])
 
 
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe")
 def test_a_forked_worker_refuses(plain_dataset: str) -> None:
     dataset = ImageTextDataset(DataConfig(dataset=plain_dataset, image_size=32))
     assert dataset[0]["row"] == 0
