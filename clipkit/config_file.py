@@ -78,9 +78,7 @@ def parse_config(text: str, *, source: str, sets: Sequence[str] = ()) -> Config:
 
 def dump_config(config: Config) -> str:
     """The config as YAML, with every default written out."""
-    return yaml.dump(
-        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110
-    )
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -189,9 +187,7 @@ class _Finding:
         guess = _closest(str(given), kinds)
         if given is None:
             self.document.report(self.path, f"needs a `kind`: {' | '.join(kinds)}")
-            guess = _kind_by_keys(
-                self.input, {str(kind_of(section)): section.model_fields for section in sections}
-            )
+            guess = _kind_by_keys(self.input, {str(kind_of(section)): section.model_fields for section in sections})
         else:
             suggestion = f"; did you mean `{guess}`?" if guess else ""
             message = f"{_shown(given)} is not one of {' | '.join(kinds)}{suggestion}"
@@ -221,9 +217,7 @@ class _Finding:
             return f"is empty; it must be {EXPECTED[self.type]}, or be left out"
         if self.type in EXPECTED:
             quotes = (
-                "; put it in quotes"
-                if self.type == "string_type" and not isinstance(self.input, dict | list)
-                else ""
+                "; put it in quotes" if self.type == "string_type" and not isinstance(self.input, dict | list) else ""
             )
             return f"must be {EXPECTED[self.type]}, not {_shown(self.input)}{quotes}"
         if self.type in BOUNDS:

@@ -73,9 +73,7 @@ def _keys_of(
             meaning += f" Its keys are those of `{seen[below]}`."
         names_itself = name == "kind" and kind is not None
         default = "" if names_itself else _default_text(field)
-        yield Key(
-            path, None if names_itself else kind, _type_text(field.annotation, field.title), default, meaning
-        )
+        yield Key(path, None if names_itself else kind, _type_text(field.annotation, field.title), default, meaning)
         if below and below not in seen:
             seen[below] = path
             suffix = _path_suffix(field.annotation)
@@ -103,9 +101,7 @@ def _type_text(annotation: Any, title: str | None = None) -> str:
     if origin is Union or origin is UnionType:
         return " | ".join(dict.fromkeys(_type_text(argument) for argument in arguments))
     if origin is tuple:
-        return (
-            "[" + ", ".join("…" if argument is ... else _type_text(argument) for argument in arguments) + "]"
-        )
+        return "[" + ", ".join("…" if argument is ... else _type_text(argument) for argument in arguments) + "]"
     if origin is dict:
         return f"{{NAME: {_type_text(arguments[1])}}}"
     return TYPE_NAMES.get(annotation, "section")

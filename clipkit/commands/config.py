@@ -16,9 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def config(
-    file: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Print this file resolved.")
-    ] = None,
+    file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Print this file resolved.")] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the file; repeatable."),

@@ -70,9 +70,7 @@ class BlockShuffle(Section):
     """Rows a block: neighbours are read together and blocks are mixed (for object stores)."""
 
 
-Shuffle = Annotated[
-    Annotated[bool, Tag("plain")] | Annotated[BlockShuffle, Tag("section")], Discriminator(is_section)
-]
+Shuffle = Annotated[Annotated[bool, Tag("plain")] | Annotated[BlockShuffle, Tag("section")], Discriminator(is_section)]
 
 
 class Source(Section):

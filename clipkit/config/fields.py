@@ -55,9 +55,7 @@ def is_section(value: Any) -> str:
 # The titles are how `clipkit config` names these kinds of values.
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False, title="number")]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False, title="number > 0")]
-NonNegative = Annotated[
-    float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False, title="number >= 0")
-]
+NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False, title="number >= 0")]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1, title="number from 0 to 1")]
 Share = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1, title="number > 0, up to 1")]
 Dropout = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1, title="number >= 0, below 1")]

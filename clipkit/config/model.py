@@ -85,9 +85,7 @@ class TransformersText(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> TransformersText:
         if not self.name and not self.architecture:
-            raise Conflicts(
-                [("name", "give `name` (a model or a folder), or `architecture` (one from scratch)")]
-            )
+            raise Conflicts([("name", "give `name` (a model or a folder), or `architecture` (one from scratch)")])
         return self
 
 

@@ -80,9 +80,7 @@ class OptimConfig(Section):
         for name, group in self.groups.items():
             if name not in KNOWN_GROUPS and not group.params:
                 known = ", ".join(f"`{known}`" for known in KNOWN_GROUPS)
-                problems.append(
-                    (f"groups.{name}", f"a group of your own needs `params`; the known groups are {known}")
-                )
+                problems.append((f"groups.{name}", f"a group of your own needs `params`; the known groups are {known}"))
         for name in self.freeze:
             if name not in KNOWN_GROUPS and name not in self.groups:
                 problems.append(("freeze", f"there is no group `{name}`"))

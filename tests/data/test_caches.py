@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from clipkit.config import DataConfig
+from clipkit.data.caches import fill_missing
 from clipkit.data.loader import build_loader
 from clipkit.data.tokenizer import load_tokenizer
 from clipkit.data.tokens import token_column
 from clipkit.errors import DataError
-from clipkit.data.caches import fill_missing
 from clipkit.store import Dataset
 from clipkit.types import Batch, ImageSpec, Tokenizer
 
