@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -73,6 +77,7 @@ def _modules() -> dict[str, Path]:
 
 
 MODULE_NAMES = _modules()
+DISTRIBUTIONS = packages_distributions()
 MODULES = [Module(name, path, ast.parse(path.read_text())) for name, path in MODULE_NAMES.items()]
 each_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
 
@@ -128,6 +133,23 @@ def test_modules_and_functions_are_short(module: Module) -> None:
 def test_a_module_says_what_it_is(module: Module) -> None:
     if module.name != "clipkit.__main__":
         assert ast.get_docstring(module.tree)
+
+
+@each_module
+def test_what_is_imported_is_a_dependency_or_an_extra(module: Module) -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    declared = [
+        *project["dependencies"],
+        *(line for lines in project["optional-dependencies"].values() for line in lines),
+    ]
+    names = {re.split(r"[^A-Za-z0-9._-]", line)[0].lower() for line in declared}
+    for node in ast.walk(module.tree):
+        imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            imported = [node.module]
+        for top in {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"clipkit"}:
+            distributions = {name.lower().replace("_", "-") for name in DISTRIBUTIONS.get(top, [top])}
+            assert distributions & names, f"{module.name} imports {top}"
 
 
 @each_module
