@@ -76,9 +76,11 @@ def bench_loader(
         with closing(loader.iterate()) as batches:
             next(batches)
             first_batch_s = time.perf_counter() - started
+        speeds = [_loader_speed(loader, seconds / ROUNDS)]
+        peak_rss_mb = _peak_rss_mb()  # before the ceiling's images take memory too
         ceiling = None if config.features.image else _make_ceiling(config, seed=seed)
-        speeds, ceilings = [], []
-        for _ in range(ROUNDS):
+        ceilings = [ceiling(seconds / ROUNDS)] if ceiling is not None else []
+        for _ in range(ROUNDS - 1):
             speeds.append(_loader_speed(loader, seconds / ROUNDS))
             if ceiling is not None:
                 ceilings.append(ceiling(seconds / ROUNDS))
@@ -91,7 +93,7 @@ def bench_loader(
         ceiling_images_per_s=round(ceiling_per_s, 1) if ceiling_per_s else None,
         ratio=round(images_per_s / ceiling_per_s, 3) if ceiling_per_s else None,
         first_batch_s=round(first_batch_s, 3),
-        peak_rss_mb=round(_peak_rss_mb(), 1),
+        peak_rss_mb=round(peak_rss_mb, 1),
         stages_ms=stages_ms,
         batch_size=batch_size,
         workers=usable_cores() if config.workers is None else config.workers,
