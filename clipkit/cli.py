@@ -51,9 +51,6 @@ for register in COMMANDS:
 def main() -> None:
     """Run one command and exit: 0 done, 1 a reported error, 2 wrong usage, 3 rows rejected, 130, 143."""
     signal.signal(signal.SIGTERM, _terminate)
-    # Compute threads that wait actively starve each other where others use the cores too: training beside other work
-    # on two cores ran three to six times as fast with this. OpenMP reads it once, when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):  # file names need not be text that a terminal can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

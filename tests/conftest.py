@@ -12,9 +12,8 @@ from typing import Protocol
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Tests run beside each other: threads of one would only wait for those of another. Read when torch is imported.
+# Tests run beside each other: threads of one would only wait for those of another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class RunCli(Protocol):
