@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -167,17 +166,24 @@ class TestOutput:
         assert "caf\\udce9` exists" in done.stderr
 
 
+# A shell without job control has its background jobs, and so their children, ignore Ctrl-C.
+HEEDING_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from clipkit.cli import main
+main()
+"""
+
+
 class TestSignals:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_a_signal_ends_a_command(self, tmp_path: Path, number: signal.Signals, code: int) -> None:
         process = subprocess.Popen(
-            [sys.executable, "-m", "clipkit", "sample", "shapes", tmp_path / "out", "--num-images", "60000"],
+            [sys.executable, "-c", HEEDING_CTRL_C, "sample", "shapes", tmp_path / "out", "--num-images", "60000"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            # A shell without job control has its background jobs, and so their children, ignore Ctrl-C.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 60
         while not any((tmp_path / "out" / "Images").glob("*.jpg")) and time.monotonic() < deadline:
