@@ -18,10 +18,11 @@ from clipkit.config import DataConfig, NoAugment
 from clipkit.data.decode import choose_divisor, decode, fastest_decoder
 from clipkit.data.pixels import cache_column
 from clipkit.data.tokens import token_column, token_field, tokens_array
-from clipkit.data.transforms import crop_box, cut_and_resize, turn_upright
+from clipkit.data.transforms import crop_box, cut_and_resize
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
 from clipkit.ingest.header import BadImage, parse_header
+from clipkit.ingest.image import turn_upright
 from clipkit.store import Dataset
 from clipkit.store.columns import count_missing, fill_column
 from clipkit.types import Tokenizer

@@ -12,9 +12,10 @@ import numpy as np
 from clipkit.config import DataConfig
 from clipkit.data.corpus import Corpus
 from clipkit.data.decode import JpegDecoder, Pixels, choose_divisor, decode, fastest_decoder
-from clipkit.data.transforms import augment_pixels, crop_box, cut_and_resize, turn_upright
+from clipkit.data.transforms import augment_pixels, crop_box, cut_and_resize
 from clipkit.errors import DataError
 from clipkit.ingest.header import BadImage, ImageInfo, parse_header
+from clipkit.ingest.image import turn_upright
 
 Size = tuple[int, int, int]  # width, height, EXIF orientation
 Source = memoryview | Pixels | None

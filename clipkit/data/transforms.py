@@ -79,17 +79,6 @@ def cut_and_resize(pixels: Pixels, box: Box, scale: float, out: Pixels) -> None:
     cv2.resize(region, (size_px, size_px), dst=out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Apply an EXIF orientation: 2 to 8 are mirrorings and quarter turns."""
-    if orientation >= 5:
-        pixels = cv2.transpose(pixels)
-    if orientation in (2, 3, 6, 7):
-        pixels = cv2.flip(pixels, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = cv2.flip(pixels, 0)
-    return pixels
-
-
 def augment_pixels(out: Pixels, augment: Augmentation, uniforms: Sequence[float]) -> None:
     """Flip, colour jitter and random erasing, in place."""
     if isinstance(augment, NoAugment):

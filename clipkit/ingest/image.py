@@ -71,7 +71,7 @@ def prepare(data: Data, options: ImageOptions) -> PreparedImage:
     pixels = decode(data, info, at_least=scaled)
     if info.format != "jpeg":  # decoded whole, and some formats' decoders turn the image
         scaled, cropped = target_size(pixels.shape[1], pixels.shape[0], options)
-    pixels = _turn(_crop(_resize(pixels, scaled), cropped), info.orientation)
+    pixels = turn_upright(_crop(_resize(pixels, scaled), cropped), info.orientation)
     height, width = pixels.shape[:2]
     return PreparedImage(_encode_jpeg(pixels, options.quality), width, height, 1)
 
@@ -119,7 +119,7 @@ def _reduced_flag(factor: float) -> int:
 def decode_upright(data: Data, *, at_least: tuple[int, int] = (0, 0)) -> Pixels:
     """The image as it is looked at: decoded, with its EXIF orientation applied; raises BadImage."""
     info = parse_header(data)
-    return _turn(decode(data, info, at_least=at_least), info.orientation)
+    return turn_upright(decode(data, info, at_least=at_least), info.orientation)
 
 
 def _is_for_pillow(info: ImageInfo) -> bool:
@@ -175,7 +175,7 @@ def _crop(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return pixels[top : top + size[1], left : left + size[0]]
 
 
-def _turn(pixels: Pixels, orientation: int) -> Pixels:
+def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     """The image upright: EXIF orientations 2 to 8 are mirrorings and quarter turns."""
     if orientation >= 5:
         pixels = cv2.transpose(pixels)
