@@ -32,7 +32,7 @@ def text_to_image_ranks(text_QD: Tensor, image_ND: Tensor, owner_Q: Tensor) -> T
     tie = TIE * _length(text_QD) * _length(image_ND)
     ranks = []
     for rows in _tiles(len(text_QD), len(image_ND)):
-        similarity_QN = text_QD[rows] @ image_ND.T
+        similarity_QN = _similarity(text_QD[rows], image_ND)
         own_Q1 = similarity_QN.gather(1, owner_Q[rows, None])
         ranks.append((~(similarity_QN < own_Q1 - tie)).sum(1))  # the caption's own image counts itself
     return _concatenated(ranks, like=owner_Q)
@@ -51,7 +51,7 @@ def image_to_text_ranks(
     tie = TIE * _length(image_QD) * _length(text_MD)
     ranks = []
     for rows in _tiles(len(image_QD), len(text_MD)):
-        similarity_QM = image_QD[rows] @ text_MD.T
+        similarity_QM = _similarity(image_QD[rows], text_MD)
         is_own_QM = owner_M == positions[rows, None]
         best_Q1 = similarity_QM.masked_fill(~is_own_QM, -torch.inf).amax(1, keepdim=True)
         ranks.append(1 + (~(similarity_QM < best_Q1 - tie) & ~is_own_QM).sum(1))
@@ -62,7 +62,7 @@ def summarize(ranks: Tensor) -> dict[str, float]:
     """Recalls (0 to 1), and the median and mean of ranks that count from 1."""
     if not len(ranks):
         raise ValueError("there is nothing to summarize: no query has an answer")
-    ordered = ranks.double().sort().values
+    ordered = ranks.cpu().double().sort().values  # not every device knows float64
     count = len(ordered)
     recalls = {f"recall@{k}": (ordered <= k).double().mean().item() for k in RECALLS}
     median = (ordered[(count - 1) // 2] + ordered[count // 2]).item() / 2
@@ -74,9 +74,9 @@ def pair_accuracy(image_ND: Tensor, text_MD: Tensor, owner_M: Tensor, pairs_P2: 
     tie = TIE * _length(image_ND) * _length(text_MD)
     right = total = 0
     for own, other in torch.cat([pairs_P2, pairs_P2.flip(1)]).tolist():
-        captions = text_MD[owner_M == own]
-        right += int((captions @ image_ND[own] > captions @ image_ND[other] + tie).sum())
-        total += len(captions)
+        to_own, to_other = _similarity(text_MD[owner_M == own], image_ND[[own, other]]).unbind(1)
+        right += int((to_own > to_other + tie).sum())
+        total += len(to_own)
     return right / max(1, total)
 
 
@@ -89,11 +89,22 @@ def mean_cosine(embedding_ND: Tensor) -> Tensor:
 
 def effective_rank(embedding_ND: Tensor) -> Tensor:
     """How many directions the embeddings use: exp of the entropy of their singular values (Roy & Vetterli 2007)."""
-    centred_ND = F.normalize(embedding_ND, dim=-1).double()
+    centred_ND = F.normalize(embedding_ND, dim=-1).cpu().double()
     centred_ND = centred_ND - centred_ND.mean(0)
     singular_D = torch.linalg.eigvalsh(centred_ND.T @ centred_ND).clamp(min=0).sqrt()
     share: Tensor = F.normalize(singular_D, p=1, dim=0)
     return torch.exp(torch.special.entr(share).sum())
+
+
+def _similarity(query_QD: Tensor, target_ND: Tensor) -> Tensor:
+    """Dot products in full float32, also where the model validates under autocast or TF32: those make ties."""
+    was_tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast(query_QD.device.type, enabled=False):
+            return query_QD @ target_ND.T
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = was_tf32
 
 
 def _length(vectors: Tensor) -> Tensor:

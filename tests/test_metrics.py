@@ -73,6 +73,17 @@ def test_differences_of_rounding_are_ties() -> None:
     assert metrics.text_to_image_ranks(text, image, torch.arange(3)).tolist() == [3, 3, 3]
 
 
+def test_autocast_leaves_the_numbers_as_they_are() -> None:
+    """Training validates under autocast: similarities in bfloat16 would be ties."""
+    image, text, owner = gallery(200, [3] * 200, dim=64)
+    image, text = (F.normalize(side + 3, dim=-1) for side in (image, text))  # all of them near each other
+    pairs = torch.arange(200).view(-1, 2)
+    expected = metrics.retrieval(image, text, owner), metrics.pair_accuracy(image, text, owner, pairs)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = metrics.retrieval(image, text, owner), metrics.pair_accuracy(image, text, owner, pairs)
+    assert actual == expected
+
+
 def test_what_is_not_a_number_counts_against_the_model() -> None:
     image, text, owner = gallery(10, [2] * 10)
     image[:] = torch.nan

@@ -13,9 +13,9 @@ class TimmImage(Section):
     kind: Literal["timm"] = "timm"
     """A model of the timm library."""
     name: str
-    """A timm model, such as `resnet50` or `vit_small_patch16_224`."""
+    """A timm model, such as `resnet50` or `vit_small_patch16_224`, a folder of one, or `hf-hub:OWNER/NAME`."""
     pretrained: bool = False
-    """Start from timm's published weights (downloaded once)."""
+    """Start from the published weights (downloaded once), or the folder's."""
     weights: str | None = None
     """A local file of weights for this model (`.safetensors`, or a `.pth` of plain tensors)."""
     global_pool: str | None = None

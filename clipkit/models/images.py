@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
-from timm.models import load_state_dict
+from timm.models import load_model_config_from_hf, load_state_dict
 from torch import nn
 
 from clipkit import hub
@@ -18,6 +19,7 @@ from clipkit.config import TimmImage
 from clipkit.errors import ModelError, first_line
 from clipkit.models.norms import keep_statistics_in_recompute
 
+HUB, FOLDER = "hf-hub:", "local-dir:"
 OFFLINE_HINT = (
     "without a network give a local file of its weights with `model.image.weights`, or train from scratch with "
     "`model.image.pretrained: false`"
@@ -29,23 +31,41 @@ def build_image_encoder(
 ) -> Any:
     """A timm model that gives features; its weights are the config's, or random with `pretrained=False`."""
     weights = _read_weights(config.weights) if config.weights and pretrained else None
-    name = config.name
-    options = _options(config, image_size=image_size)
-    if architecture:
-        name, options = architecture["name"], options | architecture["args"]
-    elif Path(name).is_dir():
-        name = f"local-dir:{name}"
-    elif os.sep in name and not name.startswith("hf-hub:"):
-        raise ModelError(f"`model.image.name`: there is no folder `{name}`", "name a timm model, or a folder of one")
+    if architecture is not None:
+        source = name = architecture["name"]
+        args = architecture["args"]
+    else:
+        source, name, args = _resolve(config.name)
+    options = args | _options(config, name=name, image_size=image_size)
     if weights is not None:
         options["pretrained_cfg_overlay"] = {"state_dict": weights}
-    model = _create(name, pretrained=pretrained and (config.pretrained or weights is not None), options=options)
+    model = _create(source, pretrained=pretrained and (config.pretrained or weights is not None), options=options)
+    model.pretrained_cfg["model_args"] = args
     if weights is not None:
         _check_names(model, weights, file=config.weights or "")
     return _finish(model, config)
 
 
-def _options(config: TimmImage, *, image_size: int) -> dict[str, Any]:
+def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
+    """What timm calls this source, the name of its architecture, and what its own config adds to that."""
+    try:
+        if Path(name).is_dir():
+            own = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+            return f"{FOLDER}{name}", own["architecture"], own.get("model_args", {})
+        if name.startswith(HUB):
+            with hub.one_attempt():
+                _, architecture, args = load_model_config_from_hf(name.removeprefix(HUB))
+            return name, architecture, args
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"`{name}` is no model of timm: {first_line(error)}", OFFLINE_HINT) from error
+    if os.sep in name:
+        raise ModelError(
+            f"`model.image.name`: there is no folder `{name}`", f"on the hub it would be named `{HUB}{name}`"
+        )
+    return name, name, {}
+
+
+def _options(config: TimmImage, *, name: str, image_size: int) -> dict[str, Any]:
     """What timm is asked for; only what the config sets, since not every model takes every argument."""
     options: dict[str, Any] = {"num_classes": config.num_classes}
     if config.global_pool is not None:
@@ -55,7 +75,7 @@ def _options(config: TimmImage, *, image_size: int) -> dict[str, Any]:
     if config.drop_path_rate:
         options["drop_path_rate"] = config.drop_path_rate
     # Transformers have one position embedding a patch, so they are built for the size; timm resamples the weights.
-    published = timm.get_pretrained_cfg(config.name) if timm.is_model(config.name) else None
+    published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if published is not None and published.fixed_input_size:
         options["img_size"] = image_size
     return options
@@ -63,7 +83,7 @@ def _options(config: TimmImage, *, image_size: int) -> dict[str, Any]:
 
 def _create(name: str, *, pretrained: bool, options: dict[str, Any]) -> Any:
     try:
-        if pretrained or name.startswith("hf-hub:"):
+        if pretrained or name.startswith(HUB):
             with hub.one_attempt():
                 return timm.create_model(name, pretrained=pretrained, **options)
         return timm.create_model(name, pretrained=False, **options)
@@ -78,7 +98,7 @@ def _create(name: str, *, pretrained: bool, options: dict[str, Any]) -> Any:
 
 
 def _suggestion(name: str) -> str:
-    if timm.is_model(name.removeprefix("local-dir:")) or name.startswith(("local-dir:", "hf-hub:")):
+    if timm.is_model(name) or name.startswith((FOLDER, HUB)):
         return "check `model.image` and `data.image_size`: not every model takes every option and size"
     near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     return f"did you mean {', '.join(f'`{n}`' for n in near)}?" if near else "`timm.list_models()` has the names"
@@ -130,7 +150,7 @@ def feature_dim(model: nn.Module, *, image_size: int) -> int:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # and not inference mode: some models keep tensors that they made for later
             width = model(torch.zeros(1, 3, image_size, image_size)).flatten(1).shape[1]
     except Exception as error:  # a size that does not divide into patches, or that strides away to nothing
         raise ModelError(
@@ -147,12 +167,7 @@ def describe(model: Any) -> dict[str, Any]:
     published = model.pretrained_cfg
     return {
         "name": published["architecture"],
-        "args": model_args(published),
+        "args": published["model_args"],
         "mean": list(published["mean"]),
         "std": list(published["std"]),
     }
-
-
-def model_args(published: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments that a model's folder adds to its architecture's."""
-    return dict(published.get("model_args") or {})

@@ -90,7 +90,7 @@ def _bert_config(architecture: TextArchitecture, *, tokenizer: Tokenizer) -> Pre
 
 
 def _from_config(config: PretrainedConfig) -> Any:
-    return AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    return AutoModel.from_config(config, dtype=torch.float32)
 
 
 def _from_name(name: str, *, pretrained: bool) -> Any:
@@ -112,9 +112,7 @@ def _from_name(name: str, *, pretrained: bool) -> Any:
 def _load(name: str, *, pretrained: bool) -> Any:
     if not pretrained:
         return _from_config(AutoConfig.from_pretrained(name))
-    model, info = AutoModel.from_pretrained(
-        name, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
-    )
+    model, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise ModelError(
@@ -134,13 +132,18 @@ def _encoder_part(model: Any) -> Any:
 
 
 def _check_fits(config: PretrainedConfig, tokenizer: Tokenizer, *, name: str) -> None:
+    if not hasattr(config, "vocab_size"):
+        raise ModelError(
+            f"`{name}` is a model of type `{config.model_type}`, which is no text encoder",
+            "name one that reads text alone, such as `bert-base-cased`",
+        )
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the text encoder `{name}` only {config.vocab_size}",
             "they belong to different models: set `model.text.tokenizer`",
         )
-    positions = getattr(config, "max_position_embeddings", None)  # models with relative positions have no limit
-    if positions is None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions < 0:  # relative positions have no limit
         return
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
         positions -= config.pad_token_id + 1  # these count positions from behind the padding's

@@ -1,5 +1,6 @@
 """Image encoders: what the config asks of timm, and what a person is told when it cannot be had."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,30 @@ def test_a_local_folder_is_a_name(tmp_path: Path) -> None:
         TimmImage(name="/gone", pretrained=True), image_size=64, pretrained=False, architecture=describe(encoder)
     )
     assert again.state_dict().keys() == source.state_dict().keys()
+
+
+def test_a_local_folder_keeps_its_arguments_and_takes_any_size(tmp_path: Path) -> None:
+    """What the folder's config adds is kept in a checkpoint; position embeddings are resampled here too."""
+    name, args = "vit_tiny_patch16_224", {"img_size": 96, "global_pool": "avg"}
+    source = timm.create_model(name, num_classes=0, **args)
+    timm.models.save_for_hf(source, str(tmp_path), model_args=args, safe_serialization=True)
+    config = TimmImage(name=str(tmp_path), pretrained=True)
+    encoder = build_image_encoder(config, image_size=64)
+    assert feature_dim(encoder, image_size=64) == 192
+    torch.testing.assert_close(encoder.blocks.state_dict(), source.blocks.state_dict())
+    saved = json.loads(json.dumps(describe(encoder)))
+    again = build_image_encoder(config, image_size=64, pretrained=False, architecture=saved)
+    again.load_state_dict(encoder.state_dict())
+    assert again.global_pool == "avg"
+    assert describe(again) == saved
+
+
+def test_a_name_of_nothing_says_what_it_could_be(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no folder `timm/resnet18`") as caught:
+        build_image_encoder(TimmImage(name="timm/resnet18"), image_size=64)
+    assert "hf-hub:timm/resnet18" in caught.value.hint
+    with pytest.raises(ModelError, match="is no model of timm"):
+        build_image_encoder(TimmImage(name=str(tmp_path)), image_size=64)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import AutoConfig, AutoModel, DistilBertConfig, DistilBertModel, T5Config, T5EncoderModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPConfig,
+    DebertaV2Config,
+    DebertaV2Model,
+    DistilBertConfig,
+    DistilBertModel,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from clipkit import hub
 from clipkit.config import TransformersText
@@ -107,18 +120,37 @@ def test_weights_that_lack_layers_are_refused(words: FastTokenizer, tmp_path: Pa
         build_text_encoder(TransformersText(name=str(tmp_path)), tokenizer=words)
 
 
-def test_other_families_work(words: FastTokenizer, tmp_path: Path) -> None:
-    sizes = {"vocab_size": words.vocab_size, "dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64}
-    DistilBertModel(DistilBertConfig(**sizes)).save_pretrained(tmp_path / "distilbert")
-    t5 = T5Config(vocab_size=words.vocab_size, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
-    T5EncoderModel(t5).save_pretrained(tmp_path / "t5")
-    for name in ("distilbert", "t5"):
-        config = TransformersText(name=str(tmp_path / name), pretrained=name != "t5")
-        encoder = build_text_encoder(config, tokenizer=words)
-        vectors = encoder(words(CAPTIONS))
-        vectors.sum().backward()
-        assert vectors.shape == (3, 32)
-        assert [n for n, p in encoder.named_parameters() if p.grad is None] == [], name
+def family(name: str, vocab_size: int) -> PreTrainedModel:
+    bert = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {"vocab_size": vocab_size, **bert}
+    match name:
+        case "distilbert":
+            return DistilBertModel(DistilBertConfig(vocab_size=vocab_size, dim=32, n_layers=1, n_heads=2))
+        case "t5":
+            config = T5Config(vocab_size=vocab_size, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+            return T5EncoderModel(config)
+        case "mpnet":
+            return MPNetModel(MPNetConfig(**sizes, max_position_embeddings=20))
+        case _:
+            return DebertaV2Model(DebertaV2Config(**sizes))
+
+
+@pytest.mark.parametrize("name", ["distilbert", "t5", "mpnet", "deberta"])
+def test_other_families_work(name: str, words: FastTokenizer, tmp_path: Path) -> None:
+    """Also those that know no SDPA attention, as of MPNet and DeBERTa, and weights in shards."""
+    family(name, words.vocab_size).save_pretrained(tmp_path, max_shard_size="10KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    encoder = build_text_encoder(TransformersText(name=str(tmp_path), pretrained=name != "t5"), tokenizer=words)
+    vectors = encoder(words(CAPTIONS))
+    vectors.sum().backward()
+    assert vectors.shape == (3, 32)
+    assert [n for n, p in encoder.named_parameters() if p.grad is None] == []
+
+
+def test_a_model_of_more_than_text_is_refused(words: FastTokenizer, tmp_path: Path) -> None:
+    CLIPConfig().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="type `clip`, which is no text encoder"):
+        build_text_encoder(TransformersText(name=str(tmp_path), pretrained=False), tokenizer=words)
 
 
 def test_a_tokenizer_of_another_model_is_refused(words: FastTokenizer, minilm_dir: Path, tmp_path: Path) -> None:
