@@ -1,4 +1,4 @@
-"""Orders that keep certain samples in one batch (groups), or out of it (captions of one image)."""
+"""An order that keeps certain samples in one batch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from clipkit.data.order import Draw, Permutation, of_epoch
-from clipkit.data.random import key
+from clipkit.data.order import Draw, OneSampleAnImage, Permutation, of_epoch
 
 
 @dataclass(frozen=True, eq=False)
-class GroupedOrder:
+class GroupedOrder(OneSampleAnImage):
     """Shuffled groups of samples, a group's samples side by side and in one batch.
 
     Where a group would lie across the end of a batch, groups of the next batch that fill the gap exactly change
@@ -25,6 +24,7 @@ class GroupedOrder:
     drop_last: bool = True
     seed: int = 0
     shuffle: bool = True
+    is_endless: bool = False  # whether batches go on from one epoch into the next, as those of a source do
 
     @property
     def num_samples(self) -> int:
@@ -36,14 +36,17 @@ class GroupedOrder:
         return starts
 
     def slice(self, epoch: int, start: int, stop: int) -> Draw:
-        samples = [self._batch(epoch, index) for index in range(start // self.batch_size, -(-stop // self.batch_size))]
-        first = start // self.batch_size * self.batch_size
-        return of_epoch(np.concatenate(samples)[start - first : stop - first], epoch)
+        begun = epoch * self.num_samples % self.batch_size if self.is_endless else 0  # of the first batch, before it
+        samples = []
+        for index in range((start + begun) // self.batch_size, -(-(stop + begun) // self.batch_size)):
+            low = max(0, index * self.batch_size - begun)
+            high = min((index + 1) * self.batch_size - begun, self.num_samples)
+            samples.append(self._batch(epoch, low, high)[max(start - low, 0) : stop - low])
+        return of_epoch(np.concatenate(samples), epoch)
 
-    def _batch(self, epoch: int, index: int) -> np.ndarray:
+    def _batch(self, epoch: int, low: int, high: int) -> np.ndarray:
         """Its own stretch of the layout, less what fills the batch before, and more what fills it up."""
         groups, ends = _layout(self, epoch)
-        low, high = index * self.batch_size, min((index + 1) * self.batch_size, self.num_samples)
         given, kept = self._exchange(groups, ends, low)
         taken, pushed = self._exchange(groups, ends, high)
         first, last = np.searchsorted(ends, (low, high - 1), side="right")
@@ -109,90 +112,3 @@ def group_by_value(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     members = np.argsort(labels, kind="stable")
     _, sizes = np.unique(labels, return_counts=True)
     return members.astype(np.int64), sizes.astype(np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class CaptionOrder:
-    """Every caption a sample, and an image's captions as far apart as can be.
-
-    An epoch is a row of passes. An image is in as many of them as it has captions, at even distances, with one
-    caption each; within a pass the images are shuffled. Where a batch spans two passes, images of the one are put
-    off in the other.
-    """
-
-    counts: np.ndarray  # (images,) captions of each image; its samples stand side by side
-    batch_size: int
-    drop_last: bool = True
-    seed: int = 0
-
-    @cached_property
-    def num_samples(self) -> int:
-        return int(self.counts.sum())
-
-    def slice(self, epoch: int, start: int, stop: int) -> Draw:
-        ends = self._pass_ends
-        parts = []
-        for index in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
-            offset = int(ends[index - 1]) if index else 0
-            if offset >= stop:
-                break
-            positions = np.arange(max(start, offset), min(stop, int(ends[index]))) - offset
-            parts.append(_caption_pass(self, epoch, index)[positions])
-        return of_epoch(np.concatenate(parts), epoch)
-
-    @cached_property
-    def first_samples(self) -> np.ndarray:
-        first: np.ndarray = np.cumsum(self.counts) - self.counts
-        return first
-
-    @cached_property
-    def num_passes(self) -> int:
-        """As many as the image with the most captions has, but none shorter than a batch."""
-        return max(1, min(int(self.counts.max()), self.num_samples // self.batch_size))
-
-    @cached_property
-    def _by_pass(self) -> tuple[np.ndarray, np.ndarray]:
-        """Samples sorted by their pass, and the pass of each."""
-        images = np.repeat(np.arange(len(self.counts), dtype=np.int64), self.counts)
-        numbers = np.arange(self.num_samples, dtype=np.int64) - self.first_samples[images]
-        shift = (images.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(11)) * 2.0**-53
-        passes = ((numbers + shift) * (self.num_passes / self.counts[images])).astype(np.int64)
-        by_pass = np.argsort(passes, kind="stable").astype(np.int64)
-        return by_pass, passes[by_pass]
-
-    @cached_property
-    def _pass_ends(self) -> np.ndarray:
-        return np.searchsorted(self._by_pass[1], np.arange(self.num_passes), side="right")
-
-    def members(self, index: int) -> np.ndarray:
-        """Samples of a pass, not shuffled."""
-        ends = self._pass_ends
-        samples: np.ndarray = self._by_pass[0][int(ends[index - 1]) if index else 0 : int(ends[index])]
-        return samples
-
-    def images_of(self, samples: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self.first_samples, samples, side="right") - 1
-
-
-@lru_cache(maxsize=4)
-def _caption_pass(order: CaptionOrder, epoch: int, index: int) -> np.ndarray:
-    """The samples of a pass in the order of an epoch, which also turns over each image's captions."""
-    samples = _shuffled(order, epoch, index)
-    if index:
-        before = _shuffled(order, epoch, index - 1)
-        late = before[-2 * order.batch_size :]  # however that pass was itself rearranged, its end is among these
-        window = samples[: 2 * order.batch_size]
-        again = np.isin(order.images_of(window), order.images_of(late))
-        samples = np.concatenate([window[~again], window[again], samples[len(window) :]])
-    images = order.images_of(samples)
-    first, counts = order.first_samples[images], order.counts[images]
-    turn = np.uint64(key(order.seed, epoch)) % counts.astype(np.uint64)
-    turned: np.ndarray = first + (samples - first + turn.astype(np.int64)) % counts
-    return turned
-
-
-def _shuffled(order: CaptionOrder, epoch: int, index: int) -> np.ndarray:
-    members = order.members(index)
-    shuffle = Permutation(len(members), seed=int(key(order.seed, index)), epoch=epoch)
-    shuffled: np.ndarray = members[shuffle(np.arange(len(members), dtype=np.int64))]
-    return shuffled

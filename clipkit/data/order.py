@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from clipkit.config import BlockShuffle
 from clipkit.data.random import key, mix
 
 ROUNDS = 8  # fewer show in a chi-square over small n
@@ -76,6 +77,17 @@ class Order(Protocol):
         """What stands at positions start to stop of an epoch."""
         ...
 
+    def __hash__(self) -> int: ...
+
+    def images_of(self, samples: np.ndarray) -> np.ndarray:
+        """Numbers that are equal for samples of one image: those are kept out of each other's batch."""
+        ...
+
+
+class OneSampleAnImage:
+    def images_of(self, samples: np.ndarray) -> np.ndarray:
+        return samples
+
 
 def steps_per_epoch(order: Order) -> int:
     whole, rest = divmod(order.num_samples, order.batch_size)
@@ -91,7 +103,7 @@ def draw(order: Order, step: int, *, rank: int = 0, world: int = 1) -> Draw:
 
 
 @dataclass(frozen=True)
-class StoredOrder:
+class StoredOrder(OneSampleAnImage):
     """Samples as they are stored, the same each epoch."""
 
     num_samples: int
@@ -103,7 +115,7 @@ class StoredOrder:
 
 
 @dataclass(frozen=True)
-class ShuffledOrder:
+class ShuffledOrder(OneSampleAnImage):
     """A new shuffle of all samples each epoch."""
 
     num_samples: int
@@ -118,7 +130,7 @@ class ShuffledOrder:
         return of_epoch(samples[start - first : stop - first], epoch)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _stretch(order: ShuffledOrder, epoch: int, index: int) -> np.ndarray:
     """What stands at `STRETCH` positions: a few batches' worth costs hardly more to find than one."""
     permutation = Permutation(order.num_samples, seed=order.seed, epoch=epoch)
@@ -126,7 +138,7 @@ def _stretch(order: ShuffledOrder, epoch: int, index: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class BlockOrder:
+class BlockOrder(OneSampleAnImage):
     """Blocks of neighbours in shuffled order; runs of neighbours from several blocks take turns in a batch.
 
     A batch is then a few runs that are read with as many requests, which is what an object store wants.
@@ -147,7 +159,7 @@ class BlockOrder:
         return of_epoch(np.concatenate(parts), epoch)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _window(order: BlockOrder, epoch: int, index: int) -> np.ndarray:
     """The samples of the `index`-th window of `MIXED_BLOCKS` blocks; a last, shorter block comes last."""
     num_whole = order.num_samples // order.block
@@ -165,6 +177,23 @@ def _window(order: BlockOrder, epoch: int, index: int) -> np.ndarray:
         samples.append(first + (np.arange(size) + rotation) % size)
         turns.append(np.arange(size) // run * MIXED_BLOCKS + turn)
     return np.concatenate(samples)[np.argsort(np.concatenate(turns), kind="stable")]
+
+
+def plain_order(
+    num_samples: int, batch_size: int, *, shuffle: bool | BlockShuffle, drop_last: bool = True, seed: int = 0
+) -> Order:
+    """Samples as they are stored, shuffled, or shuffled in blocks."""
+    if isinstance(shuffle, BlockShuffle):
+        return BlockOrder(num_samples, batch_size, shuffle.block, drop_last, seed)
+    if shuffle:
+        return ShuffledOrder(num_samples, batch_size, drop_last, seed)
+    return StoredOrder(num_samples, batch_size, drop_last)
+
+
+def put_off(order: Order, samples: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """The samples, those of images that are among the ones before moved to the end."""
+    again = np.isin(order.images_of(samples), order.images_of(before))
+    return np.concatenate([samples[~again], samples[again]])
 
 
 def of_epoch(samples: np.ndarray, epoch: int) -> Draw:

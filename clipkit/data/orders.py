@@ -8,57 +8,71 @@ import numpy as np
 import pyarrow.compute as pc
 
 from clipkit.config import BlockShuffle, DataConfig
+from clipkit.data.captions import CaptionOrder
 from clipkit.data.corpus import Corpus
-from clipkit.data.grouping import CaptionOrder, GroupedOrder, group_by_value
-from clipkit.data.mixture import MixedOrder
+from clipkit.data.grouping import GroupedOrder, group_by_value
+from clipkit.data.mixture import MixedOrder, Turns
 from clipkit.data.neighbours import group_neighbours
-from clipkit.data.order import BlockOrder, Order, ShuffledOrder, StoredOrder
+from clipkit.data.order import Order, plain_order
+from clipkit.data.random import key
 from clipkit.errors import ConfigError, DataError
 
 READ_ROWS = 65_536
 
 
 def build_order(config: DataConfig, corpora: Sequence[Corpus], *, batch_size: int, seed: int) -> Order:
-    """The order that `shuffle`, `sources`, `group_by`, `hard_negatives` and `caption: each` ask for."""
+    """The order that `shuffle`, `group_by`, `hard_negatives` and `caption: each` ask for, of one or several sources."""
     _check_combination(config)
-    num_samples = sum(map(len, corpora))
-    shuffle = bool(config.shuffle)
-    if config.sources:
-        lengths, weights = tuple(map(len, corpora)), tuple(source.weight for source in config.sources)
-        return MixedOrder(lengths, weights, batch_size, config.drop_last, seed)
-    (corpus,) = corpora
+    if not config.sources:
+        (corpus,) = corpora
+        return _order_of(config, corpus, batch_size=batch_size, seed=seed)
+    turns = Turns([source.weight for source in config.sources], batch_size)
+    if _groups(config) and not (turns.are_whole and config.drop_last):
+        raise ConfigError(
+            f"`{_groups(config)}` with `data.sources` needs weights that give each source a whole number of a batch's "
+            f"{batch_size:,} samples, and whole batches",
+            "change the weights or `train.batch_size`, and leave `data.drop_last: false` out",
+        )
+    orders = [
+        _order_of(config, corpus, batch_size=share, seed=int(key(seed, number)))
+        for number, (corpus, share) in enumerate(zip(corpora, turns.largest, strict=True))
+    ]
+    return MixedOrder(tuple(orders), turns, batch_size, config.drop_last)
+
+
+def _order_of(config: DataConfig, corpus: Corpus, *, batch_size: int, seed: int) -> Order:
+    """The order of one dataset's samples, `batch_size` of which are in a batch."""
     if config.group_by is not None:
-        members, sizes = group_by_value(_labels(corpus, config.group_by))
-        return GroupedOrder(members, sizes, batch_size, config.drop_last, seed, shuffle)
-    if config.hard_negatives is not None:
+        groups = group_by_value(_labels(corpus, config.group_by))
+    elif config.hard_negatives is not None:
         vectors = _vectors(corpus, config.hard_negatives.column)
-        members, sizes = group_neighbours(vectors, group_size=config.hard_negatives.group_size, seed=seed)
-        return GroupedOrder(members, sizes, batch_size, config.drop_last, seed, shuffle)
-    if isinstance(config.shuffle, BlockShuffle):
-        return BlockOrder(num_samples, batch_size, config.shuffle.block, config.drop_last, seed)
-    if not shuffle:
-        return StoredOrder(num_samples, batch_size, config.drop_last)
-    if corpus.captions_per_row is not None:
-        return CaptionOrder(corpus.captions_per_row, batch_size, config.drop_last, seed)
-    return ShuffledOrder(num_samples, batch_size, config.drop_last, seed)
+        groups = group_neighbours(vectors, group_size=config.hard_negatives.group_size, seed=seed)
+    elif corpus.captions_per_row is not None:
+        return CaptionOrder(corpus.captions_per_row, batch_size, config.drop_last, seed, config.shuffle)
+    else:
+        return plain_order(len(corpus), batch_size, shuffle=config.shuffle, drop_last=config.drop_last, seed=seed)
+    is_source = bool(config.sources)
+    return GroupedOrder(*groups, batch_size, config.drop_last, seed, bool(config.shuffle), is_source)
+
+
+def _groups(config: DataConfig) -> str | None:
+    """The setting that says which samples share a batch."""
+    if config.group_by is not None:
+        return "data.group_by"
+    return "data.hard_negatives" if config.hard_negatives is not None else None
 
 
 def _check_combination(config: DataConfig) -> None:
     """Some wishes cannot be met at once; say so instead of dropping one."""
     asked = {
-        "data.sources": bool(config.sources),
-        "data.group_by": config.group_by is not None,
-        "data.hard_negatives": config.hard_negatives is not None,
         "data.shuffle: {block: …}": isinstance(config.shuffle, BlockShuffle),
         "data.caption: each": config.caption == "each",
     }
-    together = [f"`{name}`" for name, is_asked in asked.items() if is_asked]
-    if len(together) > 1:
-        raise ConfigError(
-            f"{' and '.join(together)} each decide which samples share a batch", "leave all but one of them out"
-        )
-    if config.sources and config.shuffle is False:
-        raise ConfigError("`data.sources` are always shuffled", "leave `data.shuffle: false` out")
+    for name, is_asked in asked.items():
+        if is_asked and (groups := _groups(config)):
+            raise ConfigError(
+                f"`{groups}` and `{name}` each decide which samples share a batch", "leave one of them out"
+            )
 
 
 def _labels(corpus: Corpus, column: str) -> np.ndarray:

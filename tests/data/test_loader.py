@@ -138,8 +138,47 @@ def test_groups_share_a_batch(write_dataset: Any, jpeg: Jpeg) -> None:
         assert all(row ^ 1 in rows for row in rows if row < 40)
     with pytest.raises(DataError, match="no column `place`"):
         loader_of(path, group_by="place")
-    with pytest.raises(ConfigError, match="each decide which samples share a batch"):
-        loader_of(path, group_by="scene", caption="each")
+    for other in ({"caption": "each"}, {"shuffle": {"block": 8}}):
+        with pytest.raises(ConfigError, match="each decide which samples share a batch"):
+            loader_of(path, group_by="scene", **other)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"shuffle": False},
+        {"shuffle": {"block": 8}},
+        {"caption": "each"},
+        {"caption": "each", "shuffle": {"block": 8}},
+        {"group_by": "scene"},
+    ],
+    ids=str,
+)
+def test_sources_go_with_other_orders(write_dataset: Any, jpeg: Jpeg, wish: dict[str, Any]) -> None:
+    paths = [
+        write_dataset([jpeg(20, 20)] * 60, [[f"{name}{i} one", f"{name}{i} two"] for i in range(60)], scene=scenes)
+        for name, scenes in (("a", pa.array([f"{i // 4}" for i in range(60)])), ("b", pa.array(["x", None] * 30)))
+    ]
+    sources = [{"dataset": paths[0], "weight": 3}, {"dataset": paths[1]}]
+
+    def batches(start: int, stop: int) -> list[Batch]:
+        return batches_of(loader_of("", dataset=None, sources=sources, **wish), start, stop)
+
+    drawn = batches(0, 20)
+    for batch in drawn:
+        assert len(set(batch.rows.tolist())) == 16
+        assert (batch.rows < 60).sum() == 12
+        assert all(
+            text.startswith(f"{'ab'[row // 60]}{row % 60} ")
+            for row, text in zip(batch.rows, batch.captions, strict=True)
+        )
+    assert all(map(same, drawn[9:], batches(9, 20)))
+
+
+def test_groups_in_sources_need_whole_shares(plain_dataset: str) -> None:
+    sources = [{"dataset": plain_dataset, "weight": 2}, {"dataset": plain_dataset}]
+    with pytest.raises(ConfigError, match="whole number of a batch's 16 samples"):
+        loader_of("", dataset=None, sources=sources, group_by="split")
 
 
 def test_near_neighbours_share_a_batch(write_dataset: Any, jpeg: Jpeg) -> None:

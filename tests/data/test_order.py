@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 
-from clipkit.data.grouping import CaptionOrder, GroupedOrder, group_by_value
-from clipkit.data.mixture import MixedOrder
+from clipkit.config import BlockShuffle
+from clipkit.data.captions import CaptionOrder
+from clipkit.data.grouping import GroupedOrder, group_by_value
+from clipkit.data.mixture import MixedOrder, Turns
 from clipkit.data.order import BlockOrder, Order, Permutation, ShuffledOrder, StoredOrder, draw, steps_per_epoch
 from clipkit.errors import DataError
 
@@ -62,6 +66,19 @@ def test_neighbours_in_a_batch_come_from_anywhere() -> None:
     assert apart == pytest.approx(1.0, abs=0.02)
 
 
+def mixed(
+    make_source: Callable[[int, int], Order], *, weights: Sequence[float], batch_size: int = 64, drop_last: bool = True
+) -> MixedOrder:
+    """Sources made by number and by their largest share of a batch."""
+    turns = Turns(weights, batch_size)
+    sources = [make_source(number, share) for number, share in enumerate(turns.largest)]
+    return MixedOrder(tuple(sources), turns, batch_size, drop_last)
+
+
+def shuffled_sources(*lengths: int) -> Callable[[int, int], Order]:
+    return lambda number, share: ShuffledOrder(lengths[number], share, seed=number)
+
+
 ORDERS: list[Order] = [
     StoredOrder(1003, 64),
     ShuffledOrder(1003, 64, seed=1),
@@ -70,11 +87,23 @@ ORDERS: list[Order] = [
     BlockOrder(997, 64, block=1000, seed=1),
     GroupedOrder(*group_by_value(np.arange(1000) // 2), 64, seed=1),
     CaptionOrder(np.full(200, 5), 64, seed=1),
-    MixedOrder((1000, 200), (3.0, 1.0), 64, seed=1),
+    CaptionOrder(np.full(200, 5), 64, seed=1, shuffle=BlockShuffle(block=16)),
+    CaptionOrder(np.arange(300) % 5 + 1, 64, drop_last=False, seed=1),
+]
+MIXTURES: list[MixedOrder] = [
+    mixed(shuffled_sources(1000, 200), weights=(3, 1)),
+    mixed(shuffled_sources(1000, 40, 300), weights=(7, 0.01, 2), drop_last=False),
+    mixed(lambda number, share: StoredOrder(500, share), weights=(3, 1)),
+    mixed(lambda number, share: BlockOrder(700, share, block=32, seed=number), weights=(3, 2)),
+    mixed(lambda number, share: CaptionOrder(np.arange(200) % 4 + 1, share, seed=number), weights=(1, 2)),
+    mixed(
+        lambda number, share: GroupedOrder(*group_by_value(np.arange(500) // 3), share, seed=number, is_endless=True),
+        weights=(3, 1),
+    ),
 ]
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=lambda order: type(order).__name__)
+@pytest.mark.parametrize("order", [*ORDERS, *MIXTURES], ids=lambda order: type(order).__name__)
 @pytest.mark.parametrize("world", [1, 2, 8])
 def test_the_global_batch_is_the_same_for_any_number_of_ranks(order: Order, world: int) -> None:
     steps = steps_per_epoch(order)
@@ -83,10 +112,10 @@ def test_the_global_batch_is_the_same_for_any_number_of_ranks(order: Order, worl
         shares = [draw(order, step, rank=rank, world=world) for rank in range(world)]
         assert np.array_equal(np.concatenate([share.samples for share in shares]), whole.samples)
         assert np.array_equal(np.concatenate([share.epochs for share in shares]), whole.epochs)
-        assert len(np.unique(whole.samples)) == len(whole)
+        assert len(np.unique(order.images_of(whole.samples))) == len(whole)
 
 
-@pytest.mark.parametrize("order", ORDERS[:-1], ids=lambda order: type(order).__name__)
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: type(order).__name__)
 def test_an_epoch_has_each_sample_once(order: Order) -> None:
     samples = epoch_of(order, epoch=2)
     expected = order.num_samples
@@ -96,7 +125,7 @@ def test_an_epoch_has_each_sample_once(order: Order) -> None:
     assert samples.max() < order.num_samples
 
 
-@pytest.mark.parametrize("order", ORDERS[1:], ids=lambda order: type(order).__name__)
+@pytest.mark.parametrize("order", [*ORDERS[1:], *MIXTURES[:2]], ids=lambda order: type(order).__name__)
 def test_epochs_differ(order: Order) -> None:
     assert not np.array_equal(epoch_of(order, 0), epoch_of(order, 1))
 
@@ -144,17 +173,46 @@ def test_captions_of_an_image_stay_out_of_each_others_batch(counts: np.ndarray) 
 
 
 def test_sources_are_mixed_by_weight_and_each_row_comes_once_a_round() -> None:
-    order = MixedOrder((1000, 300), (1.0, 1.0), 64, seed=2)
+    order = mixed(shuffled_sources(1000, 300), weights=(1, 1))
     drawn = [draw(order, step) for step in range(4 * steps_per_epoch(order))]
     samples = np.concatenate([batch.samples for batch in drawn])
     epochs = np.concatenate([batch.epochs for batch in drawn])
-    assert (samples < 1000).mean() == pytest.approx(0.5, abs=0.01)
+    assert all((batch.samples < 1000).sum() == 32 for batch in drawn)
     second = samples >= 1000
     for round_ in range(3):
         assert sorted(samples[second & (epochs == round_)].tolist()) == list(range(1000, 1300))
-    assert all(len(np.unique(batch.samples)) == len(batch) for batch in drawn)
+
+
+@pytest.mark.parametrize("order", MIXTURES, ids=lambda order: type(order.sources[0]).__name__)
+def test_no_image_comes_twice_in_a_batch_where_a_source_begins_anew(order: MixedOrder) -> None:
+    for step in range(5 * steps_per_epoch(order)):
+        samples = draw(order, step).samples
+        assert len(np.unique(order.images_of(samples))) == len(samples)
+
+
+def test_weights_are_kept_however_small() -> None:
+    order = mixed(shuffled_sources(1000, 1000, 1000), weights=(1000, 1, 10))
+    drawn = np.concatenate([draw(order, step).samples for step in range(320)])
+    shares = np.bincount(drawn // 1000) / len(drawn)
+    assert shares == pytest.approx(np.array([1000, 1, 10]) / 1011, abs=2e-4)
+
+
+def test_groups_of_a_source_share_a_batch() -> None:
+    """But for those at the end of a round, which may be cut."""
+    values = np.concatenate([np.arange(300) // 3, 1000 + np.arange(200)])
+    order = mixed(
+        lambda number, share: GroupedOrder(*group_by_value(values), share, seed=number, is_endless=True),
+        weights=(3, 1),
+    )
+    batches: dict[tuple[int, int, int], set[int]] = {}
+    for step in range(6 * steps_per_epoch(order)):
+        drawn = draw(order, step)
+        for sample, round_ in zip(drawn.samples.tolist(), drawn.epochs.tolist(), strict=True):
+            if sample % 500 < 300:
+                batches.setdefault((sample // 500, sample % 500 // 3, round_), set()).add(step)
+    assert np.mean([len(steps) == 1 for steps in batches.values()]) >= 0.97
 
 
 def test_a_source_too_small_for_its_weight_is_refused() -> None:
     with pytest.raises(DataError, match="source 2"):
-        MixedOrder((1000, 20), (1.0, 1.0), 64)
+        mixed(shuffled_sources(1000, 20), weights=(1, 1))
