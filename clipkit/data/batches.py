@@ -42,6 +42,12 @@ class Clock:
         with self._lock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
+    def take(self) -> dict[str, float]:
+        """The seconds so far; from here it counts anew."""
+        with self._lock:
+            seconds, self.seconds = self.seconds, {}
+        return seconds
+
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
@@ -104,7 +110,7 @@ class BatchMaker:
             for corpus in corpora:
                 corpus.tokenize_ahead(self._tokenizer)
         self._seed = seed
-        self._pins = torch.cuda.is_available()  # asking takes longer than reading ten images
+        self.pins_memory = torch.cuda.is_available()  # asking takes longer than reading ten images
         self._rank = rank
         self._world = world
         self._images: Images | None = choose_images(config, corpora)
@@ -114,12 +120,6 @@ class BatchMaker:
         self._augment_key = key(seed or 0, AUGMENT_PURPOSE)
         self._stand_in_key = key(seed or 0, STAND_IN_PURPOSE)
         self._reported: set[int] = set()
-
-    def make(self, step: int) -> Batch:
-        """The whole batch, by the calling thread."""
-        work = self.read(step)
-        self.decode(work, 0, len(work))
-        return self.finish(work)
 
     def read(self, step: int) -> Work:
         """Everything of a batch but its pixels: rows, texts, tokens, encoded images or stored features."""
@@ -141,7 +141,7 @@ class BatchMaker:
                 work.tokens = self._tokenizer(work.texts.captions) if ids is None else self._tokenizer.pad(ids)
         if self._images is not None:
             shape = (len(work), self._size_px, self._size_px, 3)
-            work.images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pins)
+            work.images = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pins_memory)
             work.pixels = work.images.numpy()
         return work
 

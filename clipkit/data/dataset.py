@@ -38,6 +38,7 @@ class ImageTextDataset(TorchDataset[Sample]):
             tokenizer=tokenizer,
             seed=seed,
         )
+        self._maker.pins_memory = False  # that is the DataLoader's to do, in the parent
 
     def __len__(self) -> int:
         return sum(map(len, self._corpora))
