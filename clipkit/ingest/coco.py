@@ -14,8 +14,8 @@ from clipkit.errors import DataError
 from clipkit.ingest.grouping import Groups
 from clipkit.ingest.json_stream import elements, members
 from clipkit.ingest.paths import BadPath, Root, find_image_folder, folders_in
-from clipkit.ingest.rows import as_captions, as_scalar
-from clipkit.ingest.source import RESERVED, Item, ReadOptions, Rejected, kept_name, split_in_name, split_name
+from clipkit.ingest.source import Item, ReadOptions, Rejected, split_in_name, split_name
+from clipkit.ingest.values import RESERVED, as_captions, as_scalar, kept_name
 from clipkit.types import Record, Scalar
 
 PATTERNS = ("captions*.json", "dataset_*.json", "*.json")
@@ -55,9 +55,9 @@ def _read_coco(file: Path, root: Root, options: ReadOptions) -> Iterator[Item]:
     groups = Groups()
     for number, image in _objects(file, "images", "id"):
         if str(image["id"]) not in groups:
-            name = str(image.get("file_name", ""))
+            name = str(image.get("file_name") or "")
             extra = json.dumps(_extra(image, image["id"], options))
-            groups.add(str(image["id"]), number, (name, str(image.get("image_id") or name), extra))
+            groups.add(str(image["id"]), number, (name, str(image.get("image_id") or name or image["id"]), extra))
     for number, annotation in _objects(file, "annotations", "image_id"):
         image_id = str(annotation["image_id"])
         if image_id in groups:
@@ -76,7 +76,7 @@ def _read_karpathy(file: Path, root: Root, options: ReadOptions) -> Iterator[Ite
         captions = tuple(as_captions(image["sentences"]))
         extra = _extra(image, image.get("cocoid"), options)
         place, split = f"{file.name}:images[{number}]", split_name(image.get("split"))
-        name = str(image.get("filename", ""))
+        name = str(image.get("filename") or "")
         relative = os.path.join(image.get("filepath") or "", name)
         if not os.path.isfile(os.path.join(root.folder, relative)):
             relative = name  # the folders that `filepath` speaks of have often been left out

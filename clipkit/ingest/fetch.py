@@ -214,6 +214,10 @@ class _Fetcher:
                     raise FetchError(f"no URL that can be fetched: {error}") from error
                 except httpx.TransportError as error:
                     raise FetchError(f"the connection failed ({type(error).__name__})", retry_after_s=0.0) from error
+                except FetchError:
+                    raise
+                except Exception as error:  # whatever one address makes of the libraries, it is not the others' end
+                    raise FetchError(f"cannot be fetched ({type(error).__name__})") from error
 
     async def _get(self, address: str, host: _Host) -> bytes:
         limit = self._options.max_bytes

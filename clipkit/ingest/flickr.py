@@ -19,8 +19,9 @@ from pyarrow import csv as arrow_csv
 from clipkit.errors import DataError
 from clipkit.ingest.grouping import Groups
 from clipkit.ingest.paths import BadPath, Root, find_image_folder, folders_in
-from clipkit.ingest.source import NOT_UTF8, Item, ReadOptions, Rejected, is_unicode, kept_name, printable, unquote
+from clipkit.ingest.source import Item, ReadOptions, Rejected
 from clipkit.ingest.splits import read_split_lists, split_lists_in
+from clipkit.ingest.values import NOT_UTF8, as_scalar, is_unicode, kept_name, printable, unquote
 from clipkit.types import Record, Scalar
 
 CAPTION_FILES = ("captions.txt", "captions.csv", "results.csv", "results*.token", "*.token.txt", "*.token")
@@ -206,6 +207,6 @@ class Attributes:
         if self._table is None or row is None:
             return {}
         return {
-            kept_name(name): column[row].as_py()
+            kept_name(name): as_scalar(column[row].as_py())
             for name, column in zip(self._table.column_names, self._table.columns, strict=True)
         }

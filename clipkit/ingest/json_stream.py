@@ -1,4 +1,4 @@
-"""The arrays of one large JSON object, an element at a time."""
+"""Large JSON an element at a time: an array, or the arrays of an object."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from clipkit.errors import DataError
 
@@ -23,6 +23,11 @@ def elements(file: Path, array: str) -> Iterator[Any]:
             yield value
 
 
+def items(stream: IO[str], file: Path) -> Iterator[Any]:
+    """The elements of the array that the text consists of; `file` is what errors call it."""
+    return _Window(file, stream).array()
+
+
 def members(file: Path, *arrays: str) -> Iterator[tuple[str, Any]]:
     """(key, value) of the outermost object, where an array among `arrays` comes as one pair an element.
 
@@ -30,7 +35,7 @@ def members(file: Path, *arrays: str) -> Iterator[tuple[str, Any]]:
     """
     wanted = set(arrays)
     with open(file, encoding="utf-8-sig", errors="replace") as stream:
-        window = _Window(file, stream.read)
+        window = _Window(file, stream)
         window.expect("{")
         while wanted and window.peek() != "}":
             key = window.value()
@@ -47,9 +52,9 @@ def members(file: Path, *arrays: str) -> Iterator[tuple[str, Any]]:
 class _Window:
     """The part of the text that is in memory, and the place in it."""
 
-    def __init__(self, file: Path, read: Any) -> None:
+    def __init__(self, file: Path, stream: IO[str]) -> None:
         self._file = file
-        self._read = read
+        self._read = stream.read
         self._text = ""
         self._position = 0
         self._is_whole = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -169,9 +170,12 @@ def _rejected(record: Record, reason: str) -> Loaded:
 
 def read_file(path: Path) -> bytes:
     """A file's bytes, with fewer system calls than `Path.read_bytes`; raises OSError."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # nobody may ever write to a pipe of that name
     try:
-        size = os.fstat(handle).st_size
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("no regular file")
+        size = status.st_size
         data = os.read(handle, size + 1)
         while len(data) <= size and (more := os.read(handle, size + 1 - len(data))):
             data += more

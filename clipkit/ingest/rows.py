@@ -6,9 +6,6 @@ gather an image's captions, then the rows in which an image first stands, with e
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,55 +15,12 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from clipkit.errors import DataError
 from clipkit.ingest.grouping import Group, Groups
 from clipkit.ingest.paths import BadPath, Root
-from clipkit.ingest.source import (
-    NOT_UTF8,
-    RESERVED,
-    Item,
-    ReadOptions,
-    Rejected,
-    is_unicode,
-    kept_name,
-    printable,
-    split_in_name,
-    split_name,
-)
-from clipkit.types import Record, Scalar, Url
-
-IMAGE_NAMES = (
-    *(
-        "image",
-        "filepath",
-        "file_path",
-        "image_path",
-        "img_path",
-        "path",
-        "file_name",
-        "filename",
-        "file",
-        "img",
-    ),
-    *(
-        "jpg",
-        "png",
-        "webp",
-        "image_bytes",
-        "bytes",
-        "image_file",
-        "image_name",
-        "image_url",
-        "img_url",
-        "url",
-    ),
-)
-CAPTION_NAMES = (
-    *("captions", "caption", "texts", "text", "sentences", "sentence", "title", "raw", "alt_text", "alt"),
-    *("description", "comment", "comments", "sentence_raw", "sentences_raw"),
-)
-NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|title|comment)s?[ _.\-]?(\d+)", re.IGNORECASE)
-ID_NAMES = ("image_id", "img_id", "imageid", "key", "uid", "id", "file_name", "filename")
+from clipkit.ingest.roles import Roles, choose_roles
+from clipkit.ingest.source import Item, ReadOptions, Rejected, split_in_name, split_name
+from clipkit.ingest.values import NOT_UTF8, as_captions, as_scalar, is_unicode, kept_name, printable
+from clipkit.types import Record, Url
 
 
 class Row(NamedTuple):
@@ -86,23 +40,6 @@ class Table(Protocol):
     def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """Which columns mean what, and which one tells the images apart (None: every row is an image)."""
-
-    image: str
-    captions: tuple[str, ...]
-    image_id: str | None
-    key: str | None
-    split: str | None
-    keep: tuple[str, ...]
-
-    @property
-    def all(self) -> list[str]:
-        others = (self.image_id, self.split, *self.keep)
-        return list(dict.fromkeys((self.image, *self.captions, *(name for name in others if name))))
-
-
 def records(
     table: Table,
     options: ReadOptions,
@@ -113,7 +50,7 @@ def records(
     split: str | None = None,
 ) -> Iterator[Item]:
     """The table's records; `prefix` goes before file names in ids, `split` is theirs if they name none."""
-    roles = choose_roles(table, options)
+    roles = choose_roles(table.schema, options, table=table.name)
     builder = _Builder(roles, root, prefix, split)
     gathered = _gather(table, roles) if roles.key else None
     if gathered is None:
@@ -135,7 +72,7 @@ def records(
 
 def num_records(table: Table, options: ReadOptions) -> int:
     """How many items `records` gives of the whole table."""
-    roles = choose_roles(table, options)
+    roles = choose_roles(table.schema, options, table=table.name)
     gathered = _gather(table, roles) if roles.key else None
     if gathered is None:
         return sum(1 for _ in table.rows(roles.captions))
@@ -219,112 +156,3 @@ class _Builder:
         if not value:
             raise BadPath("no image")
         return self._root.locate(str(value).strip())
-
-
-def choose_roles(table: Table, options: ReadOptions) -> Roles:
-    """Columns as given, else guessed from their usual names; raises DataError that lists those there are."""
-    schema = table.schema
-    names = schema.names
-    image = _given(options.image_column, table) or _guess(names, IMAGE_NAMES)
-    captions = tuple(_given(name, table) or "" for name in options.caption_columns) or _guess_captions(names)
-    if image is None or not captions:
-        raise DataError(
-            f"`{table.name}` has no column that looks like {'captions' if image else 'images'}; "
-            f"its columns are {_listed(names)}",
-            f"name it with {'--caption-column' if image else '--image-column'}",
-        )
-    given_id = _given(options.id_column, table)
-    image_id = given_id or _guess([name for name in names if name not in (image, *captions)], ID_NAMES)
-    split = _guess([name for name in names if name not in (image, *captions)], ("split",))
-    taken = {image, *captions, image_id, split}
-    if "*" in options.keep:
-        keep = tuple(f.name for f in schema if f.name not in taken | RESERVED and not _is_heavy(f.type))
-    else:
-        keep = tuple(_given(name, table) or "" for name in options.keep)
-    return Roles(image, captions, image_id, given_id or _key(schema, image, image_id), split, keep)
-
-
-def _key(schema: pa.Schema, image: str, image_id: str | None) -> str | None:
-    kind = schema.field(image).type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return image
-    if image_id is not None:
-        return image_id
-    return f"{image}.path" if pa.types.is_struct(kind) else None
-
-
-def _given(name: str | None, table: Table) -> str | None:
-    if name is None or name in table.schema.names:
-        return name
-    near = difflib.get_close_matches(name, table.schema.names, n=1)
-    raise DataError(
-        f"`{table.name}` has no column `{name}`; its columns are {_listed(table.schema.names)}",
-        f"did you mean `{near[0]}`?" if near else "",
-    )
-
-
-def _guess(names: Sequence[str], usual: Sequence[str]) -> str | None:
-    by_lower = {name.lower().strip(): name for name in reversed(names)}
-    return next((by_lower[name] for name in usual if name in by_lower), None)
-
-
-def _guess_captions(names: Sequence[str]) -> tuple[str, ...]:
-    numbered = [(int(match[1]), name) for name in names if (match := NUMBERED_CAPTION.fullmatch(name.strip()))]
-    if numbered:
-        return tuple(name for _, name in sorted(numbered))
-    guess = _guess(names, CAPTION_NAMES)
-    return (guess,) if guess else ()
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def _is_heavy(data_type: pa.DataType) -> bool:
-    """Vectors and bytes, which are no columns to carry along by themselves."""
-    return bool(
-        pa.types.is_binary(data_type)
-        or pa.types.is_large_binary(data_type)
-        or pa.types.is_nested(data_type)
-        or isinstance(data_type, pa.BaseExtensionType)
-    )
-
-
-def as_captions(values: Sequence[Any]) -> list[str]:
-    """Captions from strings, lists of them, or a list as JSON; outer white space and empty ones go."""
-    captions: list[str] = []
-    for value in values:
-        if isinstance(value, str):
-            text = value.strip()
-            if text[:2] in ('["', "[]") and (parsed := _json_list(text)) is not None:
-                captions.extend(as_captions(parsed))
-            elif text:
-                captions.append(text)
-        elif isinstance(value, (list, tuple)):
-            captions.extend(as_captions(value))
-        elif isinstance(value, dict):
-            captions.extend(as_captions([value.get("raw") or value.get("caption") or value.get("text")]))
-        elif value is not None and value == value:  # not NaN, which pandas writes for nothing
-            captions.append(str(value))
-    return captions
-
-
-def _json_list(text: str) -> list[Any] | None:
-    try:
-        parsed = json.loads(text)
-    except ValueError:
-        return None
-    return parsed if isinstance(parsed, list) else None
-
-
-def as_scalar(value: Any) -> Scalar:
-    """A value for a column of its own: a number or a string as it is, all else as text."""
-    if isinstance(value, str):
-        return value if is_unicode(value) else printable(value)
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return str(value)
-    if value is None or isinstance(value, (int, float)):
-        return value
-    if isinstance(value, (list, dict)):
-        return json.dumps(value, default=str)
-    return str(value)

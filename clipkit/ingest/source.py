@@ -12,9 +12,6 @@ from clipkit.types import Record
 # A corpus says val, valid or validation; the dataset has one word for them.
 SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
 SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|dev|val|valid|validation|test)(?![a-z])", re.IGNORECASE)
-RESERVED = frozenset(("image_id", "image", "captions", "split", "width", "height", "orientation"))
-QUOTED = re.compile(r'"((?:[^"]|"")*)"')
-NOT_UTF8 = "the text is not UTF-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,35 +71,7 @@ def split_name(name: str | None) -> str | None:
     return SPLIT_NAMES.get(name.lower(), name)
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a text that was read with `surrogateescape` was UTF-8."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def printable(text: str) -> str:
-    """A text that is not UTF-8, with question marks for what cannot be shown."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def split_in_name(name: str) -> str | None:
     """The split that a file or folder is named after: `captions_val2014.json` is dev."""
     match = SPLIT_IN_NAME.search(name)
     return split_name(match[1].lower()) if match else None
-
-
-def kept_name(name: str) -> str:
-    """The column that a corpus's own column becomes: another one where the dataset has one by that name."""
-    return f"source_{name}" if name in RESERVED else name
-
-
-def unquote(text: str) -> str:
-    """Without CSV quotes, where the whole text is one quoted field."""
-    if text[:1] == '"' and (match := QUOTED.fullmatch(text)):
-        return match[1].replace('""', '"').strip()
-    return text

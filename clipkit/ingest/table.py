@@ -1,4 +1,4 @@
-"""Tables in files: CSV, TSV, JSON Lines (each also gzipped) and Parquet; one file, or a folder of them."""
+"""Tables in files: CSV, TSV, JSON (each also gzipped) and Parquet; one file, or a folder of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Self
@@ -16,14 +16,19 @@ import pyarrow.parquet as pq
 
 from clipkit.errors import DataError
 from clipkit.ingest.arrow import BATCH_ROWS, batch_rows
+from clipkit.ingest.json_stream import items
 from clipkit.ingest.paths import NUM_PROBES, Root, find_image_folder
-from clipkit.ingest.rows import Row, Table, choose_roles, records
-from clipkit.ingest.source import Item, ReadOptions, unquote
+from clipkit.ingest.roles import choose_roles, is_text
+from clipkit.ingest.rows import Row, Table, records
+from clipkit.ingest.source import Item, ReadOptions
+from clipkit.ingest.values import is_unicode, unquote
 
 DELIMITERS = ",\t;|"
 MAX_FIELD_CHARS = 1 << 24
 INTEGER = re.compile(r"[+-]?(?:0|[1-9]\d{0,17})")  # 007 is a name, and so is what no int64 holds
-NUM_SAMPLED_LINES = 1000
+NUM_SAMPLED_OBJECTS = 1000
+NUM_SNIFFED_CHARS = 4096
+ARRAY_START = re.compile(r"\s*\[\s*\{")
 
 
 def detect(source: str) -> bool:
@@ -52,8 +57,8 @@ def open_table(files: Sequence[Path], options: ReadOptions) -> Table:
 
 def _probes(table: Table, options: ReadOptions) -> list[str]:
     """The first images that are named as files, if images are."""
-    image = choose_roles(table, options).image
-    if not pa.types.is_string(table.schema.field(image).type):
+    image = choose_roles(table.schema, options, table=table.name).image
+    if not is_text(table.schema.field(image).type):
         return []
     values = (row.values[0] for row in islice(table.rows([image]), NUM_PROBES) if row.values)
     return [name for value in values if (name := str(value or "")) and not re.match(r"\w+:", name)]
@@ -62,15 +67,26 @@ def _probes(table: Table, options: ReadOptions) -> list[str]:
 def _files(source: Path) -> list[Path]:
     """The table itself, or the folder's tables, all of the one kind that comes first in TABLES."""
     if source.is_file():
-        return [source] if _suffix(source) in TABLES else []
+        return [source] if _suffix(source) in TABLES and _is_table(source) else []
     if not source.is_dir():
         return []
     candidates = [path for path in sorted(source.iterdir()) if path.is_file()]
     candidates += [path for path in sorted((source / "data").glob("*")) if path.is_file()]  # as on the hub
     for suffix in TABLES:
-        if files := [path for path in candidates if _suffix(path) == suffix]:
+        if files := [path for path in candidates if _suffix(path) == suffix and _is_table(path)]:
             return files
     return []
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file is what its suffix says: a `.json` may be anything, and is one with an array of objects."""
+    if _suffix(path) != ".json":
+        return True
+    try:
+        with _open_text(path) as stream:
+            return ARRAY_START.match(stream.read(NUM_SNIFFED_CHARS)) is not None
+    except OSError:
+        return False
 
 
 def _suffix(path: Path) -> str:
@@ -81,6 +97,12 @@ def _suffix(path: Path) -> str:
 def _open_text(file: Path) -> IO[str]:
     opener: Callable[..., IO[str]] = gzip.open if file.suffix == ".gz" else open
     return opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _schema(file: Path, types: Mapping[str, pa.DataType]) -> pa.Schema:
+    if not all(map(is_unicode, types)):
+        raise DataError(f"`{file}` is not UTF-8", "convert it, with `iconv -f UTF-16 -t UTF-8` or the like")
+    return pa.schema(list(types.items()))
 
 
 # --- CSV, TSV ----------------------------------------------------------------------------------------
@@ -99,7 +121,8 @@ class CsvTable:
         if options.keep:
             self._kinds = self._infer(header if "*" in options.keep else [*options.keep])
         arrow_types = {int: pa.int64(), float: pa.float64()}
-        self.schema = pa.schema([(name, arrow_types.get(self._kinds.get(name, str), pa.string())) for name in header])
+        types = {name: arrow_types.get(self._kinds.get(name, str), pa.string()) for name in header}
+        self.schema = _schema(files[0], types)
 
     def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
         kinds = [self._kinds.get(column, str) for column in columns]
@@ -195,18 +218,18 @@ def _is_float(text: str) -> bool:
     return text[:1] != "0" or text[:2] in ("0", "0.")  # 007 is no number
 
 
-# --- JSON Lines --------------------------------------------------------------------------------------
+# --- JSON --------------------------------------------------------------------------------------------
 
 
-class JsonLinesTable:
-    """An object a line; its columns are the keys of the first lines."""
+class JsonTable:
+    """An object a line, or an array of objects; its columns are the keys of the first ones."""
 
     def __init__(self, files: Sequence[Path], options: ReadOptions) -> None:
         self.name = str(files[0])
         self._files = files
-        objects = (item for _, item in islice(self._objects(), NUM_SAMPLED_LINES) if isinstance(item, dict))
+        objects = (item for _, item in islice(self._objects(), NUM_SAMPLED_OBJECTS) if isinstance(item, dict))
         names = dict.fromkeys(key for item in objects for key in item)
-        self.schema = pa.schema([(name, pa.string()) for name in (*names, *options.keep) if name != "*"])
+        self.schema = _schema(files[0], {name: pa.string() for name in (*names, *options.keep) if name != "*"})
 
     def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
         for number, (place, item) in enumerate(self._objects()):
@@ -215,19 +238,28 @@ class JsonLinesTable:
             if isinstance(item, dict):
                 yield Row(number, place, [item.get(column) for column in columns])
             else:
-                yield Row(number, place, None, "the line is no JSON object")
+                yield Row(number, place, None, "it is no JSON object")
 
     def _objects(self) -> Iterator[tuple[str, Any]]:
         for file in self._files:
-            label = file.name
             with _open_text(file) as stream:
-                for number, line in enumerate(stream, 1):
-                    if not line.strip():
-                        continue
-                    try:
-                        yield f"{label}:{number}", json.loads(line)
-                    except ValueError:
-                        yield f"{label}:{number}", None
+                is_array = ARRAY_START.match(stream.read(NUM_SNIFFED_CHARS)) is not None
+                stream.seek(0)
+                if is_array:
+                    yield from ((f"{file.name}:[{number}]", item) for number, item in enumerate(items(stream, file)))
+                else:
+                    yield from _json_lines(stream, file.name)
+
+
+def _json_lines(stream: IO[str], label: str) -> Iterator[tuple[str, Any]]:
+    """Each line's place and value, None for one that is no JSON."""
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{label}:{number}", json.loads(line)
+        except ValueError:
+            yield f"{label}:{number}", None
 
 
 # --- Parquet -----------------------------------------------------------------------------------------
@@ -266,8 +298,9 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 TABLES: dict[str, Callable[[Sequence[Path], ReadOptions], Table]] = {
     ".parquet": ParquetTable,
-    ".jsonl": JsonLinesTable,
-    ".ndjson": JsonLinesTable,
+    ".jsonl": JsonTable,
+    ".ndjson": JsonTable,
     ".csv": CsvTable,
     ".tsv": CsvTable,
+    ".json": JsonTable,
 }

@@ -14,18 +14,8 @@ from typing import Any, Literal
 
 from clipkit.errors import DataError
 from clipkit.ingest.paths import IMAGE_SUFFIXES, OUTSIDE
-from clipkit.ingest.rows import as_captions, as_scalar
-from clipkit.ingest.source import (
-    NOT_UTF8,
-    RESERVED,
-    Item,
-    ReadOptions,
-    Rejected,
-    is_unicode,
-    kept_name,
-    split_in_name,
-    split_name,
-)
+from clipkit.ingest.source import Item, ReadOptions, Rejected, split_in_name, split_name
+from clipkit.ingest.values import NOT_UTF8, RESERVED, as_captions, as_scalar, is_unicode, kept_name
 from clipkit.types import Record, Scalar
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -165,4 +155,4 @@ def _extra(fields: dict[str, Any], options: ReadOptions) -> dict[str, Scalar]:
     left_out = RESERVED | set(CAPTION_FIELDS) | set(options.caption_columns)
     if options.keep and "*" not in options.keep:
         return {kept_name(name): as_scalar(fields.get(name)) for name in options.keep}
-    return {name: as_scalar(value) for name, value in fields.items() if name not in left_out}
+    return {kept_name(name): as_scalar(value) for name, value in fields.items() if name not in left_out}

@@ -159,7 +159,7 @@ def _finish(out: str, job: Job, staging: Staging, writer: DatasetWriter, intake:
         "rejected": num_rejected,
     }
     image_storage = writer.image_storage
-    if counts.rows:
+    if counts.rows or num_rejected:  # a retry asks the dataset how the rows that were turned away were read
         version = writer.commit(provenance)
     else:
         version = commit.current_version(out) or 0

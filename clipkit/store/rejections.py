@@ -56,7 +56,7 @@ def read_rejections(path: Path) -> Iterator[dict[str, Any]]:
         return
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"`{path}` cannot be read: {error}") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # `splitlines` splits at more, which ids may contain
         if not line.strip():
             continue
         try:

@@ -53,4 +53,4 @@ def read_rows(uri: Path | str) -> list[dict[str, Any]]:
 
 def rejected_lines(folder: Path) -> list[dict[str, Any]]:
     path = folder / "rejected.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().strip().split("\n")] if path.exists() else []

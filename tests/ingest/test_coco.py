@@ -126,6 +126,15 @@ def test_what_does_not_join_is_rejected(tmp_path: Path, image_folder: Path) -> N
     assert rejected == {("77", "the image is not listed in `images`"), ("000005.jpg", "no caption")}
 
 
+def test_images_without_a_name(tmp_path: Path, image_folder: Path) -> None:
+    annotations = [{"image_id": number, "caption": "c"} for number in (1, 2, 3)]
+    images = [{"id": 1, "file_name": "000001.jpg"}, {"id": 2, "file_name": None}, {"id": 3}]
+    (tmp_path / "captions_x.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    items = list(ingest.read(str(tmp_path / "captions_x.json"), ReadOptions(image_dir=image_folder)))
+    rejected = [(item.image_id, item.reason) for item in items if isinstance(item, Rejected)]
+    assert rejected == [("2", "names no image file"), ("3", "names no image file")]
+
+
 def test_truncated_json(tmp_path: Path, image_folder: Path) -> None:
     file = tmp_path / "captions.json"
     text = json.dumps(coco_object(range(NUM_ROWS)))

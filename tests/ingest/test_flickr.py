@@ -133,6 +133,14 @@ def test_attributes_are_carried(tmp_path: Path) -> None:
     assert extras == [{"twin_of": None, "scene": 1}, {"twin_of": "a.jpg", "scene": 1}, {}]
 
 
+def test_attributes_of_any_type(tmp_path: Path) -> None:
+    write_corpus(tmp_path, "captions.txt", "a.jpg,one\n", ["a.jpg"])
+    (tmp_path / "attributes.csv").write_text("image,day,flag,width\na.jpg,2020-01-02,true,7\n")
+    [record] = ingest.read(str(tmp_path), ReadOptions())
+    assert isinstance(record, Record)
+    assert record.extra == {"day": "2020-01-02", "flag": True, "source_width": 7}
+
+
 def test_bad_lines_are_rejected_by_name(tmp_path: Path) -> None:
     text = b"image,caption\na.jpg,fine\nno comma here\nb.jpg,\nc.jpg,\xff\xfe\n../../etc/passwd,out\n,no name\n"
     write_corpus(tmp_path, "captions.txt", text, ["a.jpg", "b.jpg", "c.jpg"])

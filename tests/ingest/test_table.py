@@ -228,3 +228,61 @@ def test_options_that_say_nothing_are_told(tmp_path: Path, caplog: pytest.LogCap
     assert [record.getMessage() for record in caplog.records] == [
         f"--caption-column says nothing about `{tmp_path}`, which is read as flickr"
     ]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz"])
+def test_an_array_of_objects(tmp_path: Path, image_folder: Path, read_all, suffix: str) -> None:
+    rows = [{"image": f"{number:06d}.jpg", "caption": make_captions(number)} for number in range(NUM_ROWS)]
+    source = tmp_path / f"corpus{suffix}"
+    source.write_bytes(gzip.compress(json.dumps(rows).encode()) if suffix == ".json.gz" else json.dumps(rows).encode())
+    assert ingest.detect(str(source)) == "table"
+    items = read_all(source, ReadOptions(image_dir=image_folder))
+    check_records(items)
+    assert items[3].source == f"corpus{suffix}:[3]"
+
+
+def test_an_array_with_other_things_and_without_an_end(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    path = tmp_path / "t.json"
+    path.write_text('[\n {"image": "a.jpg", "text": "fine"},\n 7, ["image"]]')
+    items = list(ingest.read(str(path), ReadOptions()))
+    assert [(item.source, item.reason) for item in items if isinstance(item, Rejected)] == [
+        ("t.json:[1]", "it is no JSON object"),
+        ("t.json:[2]", "it is no JSON object"),
+    ]
+    path.write_text('[{"image": "a.jpg", "text": "fine"}, {"image": ')
+    with pytest.raises(DataError, match="is no valid JSON"):
+        list(ingest.read(str(path), ReadOptions()))
+
+
+def test_json_that_is_no_table_is_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").write_bytes(make_image(1))
+    (tmp_path / "settings.json").write_text('{"image": "a.jpg", "text": "fine"}')
+    assert ingest.detect(str(tmp_path)) == "imagefolder"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=["string", "large_string", "string_view", "dictionary"],
+)
+def test_every_way_to_store_names(tmp_path: Path, image_folder: Path, read_all, kind: pa.DataType) -> None:
+    names, captions = row_a_caption()
+    pq.write_table(pa.table({"filepath": pa.array(names, kind), "caption": captions}), tmp_path / "x.parquet")
+    (tmp_path / "pictures").symlink_to(image_folder)
+    check_records(read_all(tmp_path / "x.parquet", ReadOptions(allow_outside=True)))
+
+
+def test_a_header_that_names_a_column_twice_or_not_at_all(tmp_path: Path, image_folder: Path) -> None:
+    (tmp_path / "t.csv").write_text(",path,caption,caption,a.b,_rowid\n0,000001.jpg,first,second,1,2\n")
+    [record] = ingest.read(str(tmp_path / "t.csv"), ReadOptions(image_dir=image_folder, keep=("*",)))
+    assert isinstance(record, Record)
+    assert record.captions == ("first",)
+    assert record.extra == {"unnamed": 0, "a_b": 1, "source__rowid": 2}  # Lance takes none of the names there
+
+
+def test_a_header_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("path,caption,größe\na.jpg,x,1\n".encode("utf-16"))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        list(ingest.read(str(tmp_path / "t.csv"), ReadOptions()))

@@ -14,7 +14,9 @@ import pytest
 from small_corpus import numbered_jpeg, read_rows, rejected_lines, rotated_jpeg
 
 from clipkit.errors import DataError
+from clipkit.ingest import ReadOptions
 from clipkit.ingestion import IngestOptions, ingest
+from clipkit.ingestion.options import Mode
 from clipkit.store import Dataset, Rows
 from clipkit.store.columns import fill_column
 
@@ -132,6 +134,31 @@ def test_retry_of_an_append_uses_its_source(make_corpus: MakeCorpus, tmp_path: P
     (more / "Images" / "000004.jpg").write_bytes(numbered_jpeg(4))
     summary = ingest([], out, IngestOptions(retry=tmp_path / "rejected.jsonl"))
     assert (summary.counts.rows, summary.total_rows) == (1, 6)
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+def test_retry_of_an_ingest_that_stored_nothing(make_corpus: MakeCorpus, tmp_path: Path, mode: Mode) -> None:
+    out, rejected = str(tmp_path / "o.lance"), tmp_path / "rejected.jsonl"
+    ingest([str(make_corpus(range(3)))], out, IngestOptions())
+    more = make_corpus(range(5, 6), name="more")
+    (more / "Images" / "000005.jpg").unlink()
+    read = ReadOptions(image_dir=more / "Images")
+    assert ingest([str(more)], out, IngestOptions(read=read, mode=mode)).rejected == 1
+    for _ in range(2):
+        summary = ingest([], out, IngestOptions(retry=rejected))
+        assert (summary.rejected, summary.total_rows) == (1, 3)
+    (more / "Images" / "000005.jpg").write_bytes(numbered_jpeg(5))
+    assert ingest([], out, IngestOptions(retry=rejected)).total_rows == 4
+    assert rejected_lines(tmp_path) == []
+
+
+def test_rejections_of_ids_with_odd_line_breaks(make_corpus: MakeCorpus, tmp_path: Path) -> None:
+    corpus, out = make_corpus(range(2)), str(tmp_path / "o.lance")
+    with open(corpus / "captions.txt", "a") as stream:
+        stream.write("gone\u2028\x85.jpg,nowhere\n")
+    for mode in ("create", "append"):  # the second reads what the first has written
+        ingest([str(corpus)], out, IngestOptions(mode=mode))
+        assert [line["id"] for line in rejected_lines(tmp_path)] == ["gone\u2028\x85.jpg"]
 
 
 def test_rejections_of_other_datasets_stay(make_corpus: MakeCorpus, tmp_path: Path) -> None:
