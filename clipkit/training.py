@@ -19,6 +19,7 @@ from clipkit.config import Config
 from clipkit.config_file import dump_config
 from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
+from clipkit.data.order import Share
 from clipkit.errors import DataError, TrainingError
 from clipkit.models import DualEncoder, load_matching
 from clipkit.runs import find_checkpoint, read_meta
@@ -29,7 +30,7 @@ from clipkit.train.engine import Engine
 from clipkit.train.inputs import make_tokenizer, open_datasets, with_caches
 from clipkit.train.parallel import Replicas, Shards, Strategy
 from clipkit.train.plan import make_plan
-from clipkit.train.process import process_group, set_kernels, set_threads
+from clipkit.train.process import check_last_batch, process_group, set_kernels, set_threads
 from clipkit.train.record import Record, RunRecord
 from clipkit.train.session import Session, begin
 from clipkit.train.trackers import MetricsLog, open_trackers
@@ -158,10 +159,11 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
         tokenizer=tokenizer,
         batch_size=config.train.batch_size,
         seed=config.run.seed,
-        rank=distributed.rank(),
-        world=distributed.world(),
+        share=Share(distributed.rank(), distributed.world(), pieces=config.train.accumulate),
         datasets=datasets,
     )
+    if not config.data.drop_last:
+        check_last_batch(config.train, loader.num_samples % loader.batch_size)
     optim = config.optim.settled(config.model.from_scratch)
     plan = make_plan(config.train, optim, steps_per_epoch=loader.steps_per_epoch)
     if plan.total_steps is None and session.facts.get("total_steps"):

@@ -16,7 +16,7 @@ import torch
 from clipkit.config import DataConfig, NoAugment
 from clipkit.data import order
 from clipkit.data.corpus import Corpus, Texts
-from clipkit.data.order import Draw, Order
+from clipkit.data.order import WHOLE, Draw, Order, Share
 from clipkit.data.pixels import Images, Source, choose_images
 from clipkit.data.random import key, uniforms
 from clipkit.data.transforms import NUM_UNIFORMS
@@ -96,8 +96,7 @@ class BatchMaker:
         size_px: int,
         tokenizer: Tokenizer | None,
         seed: int | None,
-        rank: int = 0,
-        world: int = 1,
+        share: Share = WHOLE,
     ) -> None:
         """Without a seed nothing is augmented or replaced, as validation wants it."""
         self.corpora = corpora
@@ -111,8 +110,7 @@ class BatchMaker:
                 corpus.tokenize_ahead(self._tokenizer)
         self._seed = seed
         self.pins_memory = torch.cuda.is_available()  # asking takes longer than reading ten images
-        self._rank = rank
-        self._world = world
+        self._share = share
         self._images: Images | None = choose_images(config, corpora)
         self._first_sample = np.cumsum([0, *map(len, corpora)])
         self._first_row = np.cumsum([0, *(len(corpus.dataset) for corpus in corpora)])
@@ -123,7 +121,7 @@ class BatchMaker:
 
     def read(self, step: int) -> Work:
         """Everything of a batch but its pixels: rows, texts, tokens, encoded images or stored features."""
-        drawn = order.draw(self.order, step, rank=self._rank, world=self._world)
+        drawn = order.draw(self.order, step, self._share)
         return self._read(step, step // order.steps_per_epoch(self.order), drawn)
 
     def make_samples(self, drawn: Draw) -> Batch:

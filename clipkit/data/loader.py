@@ -12,6 +12,7 @@ from clipkit.config import DataConfig
 from clipkit.data import order
 from clipkit.data.batches import BatchMaker
 from clipkit.data.corpus import open_corpora
+from clipkit.data.order import WHOLE, Share
 from clipkit.data.orders import build_order
 from clipkit.data.pipeline import ThreadPipeline
 from clipkit.data.processes import ProcessPipeline
@@ -31,7 +32,7 @@ class LoaderStats:
 
 
 class Loader:
-    """Batches by step. `batch_size` is global; each rank gets its contiguous share of it."""
+    """Batches by step. `batch_size` is global; each rank gets its share of it."""
 
     def __init__(self, maker: BatchMaker) -> None:
         self._maker = maker
@@ -88,8 +89,7 @@ def build_loader(
     tokenizer: Tokenizer | None,
     batch_size: int,
     seed: int,
-    rank: int = 0,
-    world: int = 1,
+    share: Share = WHOLE,
     datasets: Sequence[Dataset] | None = None,
 ) -> Loader:
     """The training loader; `datasets` are `data.dataset` or `data.sources` where they are open already."""
@@ -107,7 +107,6 @@ def build_loader(
         size_px=spec.size_px,
         tokenizer=tokenizer,
         seed=seed,
-        rank=rank,
-        world=world,
+        share=share,
     )
     return Loader(maker)

@@ -60,8 +60,8 @@ class Draw:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def part(self, start: int, stop: int) -> Draw:
-        return Draw(self.samples[start:stop], self.epochs[start:stop])
+    def at(self, positions: np.ndarray) -> Draw:
+        return Draw(self.samples[positions], self.epochs[positions])
 
 
 class Order(Protocol):
@@ -94,12 +94,36 @@ def steps_per_epoch(order: Order) -> int:
     return whole if order.drop_last or not rest else whole + 1
 
 
-def draw(order: Order, step: int, *, rank: int = 0, world: int = 1) -> Draw:
-    """A rank's share of the global batch of a step: contiguous, the same batch whatever the number of ranks."""
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A rank's part of a global batch: a contiguous one of each of the `pieces` that the batch is worked off in.
+
+    So what is together in a piece, on all ranks, is what one process has in it.
+    """
+
+    rank: int = 0
+    world: int = 1
+    pieces: int = 1
+
+    def positions(self, size: int) -> np.ndarray:
+        """Where in a global batch of this size the rank's samples stand."""
+        parts = []
+        for piece in range(self.pieces):
+            first, last = size * piece // self.pieces, size * (piece + 1) // self.pieces
+            bounds = ((last - first) * rank // self.world for rank in (self.rank, self.rank + 1))
+            parts.append(first + np.arange(*bounds))
+        return np.concatenate(parts)
+
+
+WHOLE = Share()
+
+
+def draw(order: Order, step: int, share: Share = WHOLE) -> Draw:
+    """A share of the global batch of a step, which is the same whatever the number of ranks."""
     epoch, index = divmod(step, steps_per_epoch(order))
     start = index * order.batch_size
     size = min(order.batch_size, order.num_samples - start)
-    return order.slice(epoch, start, start + size).part(size * rank // world, size * (rank + 1) // world)
+    return order.slice(epoch, start, start + size).at(share.positions(size))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -96,13 +97,13 @@ class GradientMaker:
         return result
 
     def _accumulated(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        pieces = split_batch(batch, -(-len(batch) // self._accumulate))
+        pieces = divide_batch(batch, self._accumulate)
         losses, metrics = [], []
         for index, piece in enumerate(pieces):
             self._seed_dropout(batch.step, index)
             with self._strategy.synced(self._module, index == len(pieces) - 1):
                 loss, values = self._module(piece)
-                torch.autograd.backward(self._precision.scale(loss * (len(piece) / len(batch))))
+                torch.autograd.backward(self._precision.scale(loss / len(pieces)))
             losses.append(loss.detach())
             metrics.append(values)
         mean = {name: torch.stack([values[name].float() for values in metrics]).mean() for name in metrics[0]}
@@ -147,6 +148,12 @@ def split_batch(batch: Batch, size: int) -> list[Batch]:
     if size >= len(batch):
         return [batch]
     return [_slice(batch, slice(start, start + size)) for start in range(0, len(batch), size)]
+
+
+def divide_batch(batch: Batch, num_pieces: int) -> list[Batch]:
+    """A batch in so many pieces, as equal as can be: every rank has as many, whatever its share of a last batch."""
+    bounds = [len(batch) * piece // num_pieces for piece in range(num_pieces + 1)]
+    return [_slice(batch, slice(*pair)) for pair in pairwise(bounds)]
 
 
 def _slice(batch: Batch, part: slice) -> Batch:

@@ -18,21 +18,24 @@ from clipkit.hardware import choose_device, usable_cores
 
 @contextmanager
 def process_group(config: TrainConfig) -> Iterator[torch.device]:
-    """This rank's device, within the process group that torchrun's environment describes, if it does."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield choose_device(config.device)
-        return
+    """This rank's device, within the process group that is there or that torchrun's environment describes, if any."""
     device = choose_device(config.device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout_s))
+    own = not dist.is_initialized()
+    if own:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout_s))
     try:
         _check_shares(config)
         yield device
     finally:
-        dist.destroy_process_group()
+        if own:
+            dist.destroy_process_group()
 
 
 def _check_shares(config: TrainConfig) -> None:
@@ -42,6 +45,19 @@ def _check_shares(config: TrainConfig) -> None:
             f"`train.batch_size` {config.batch_size} cannot be shared by {distributed.world()} processes"
             + (f" in {config.accumulate} pieces" if config.accumulate > 1 else ""),
             f"take a multiple of {pieces}",
+        )
+
+
+def check_last_batch(config: TrainConfig, rest: int) -> None:
+    """Refuse an epoch's last batch, of `rest` samples, that leaves a rank with nothing or shards out of step."""
+    world = distributed.world()
+    too_few = 0 < rest < world * config.accumulate
+    uneven = config.strategy == "fsdp" and rest % world > 0  # each rank must encode as many chunks
+    if world > 1 and (too_few or uneven):
+        raise ConfigError(
+            f"an epoch's last batch of {rest} samples cannot be shared by {world} processes"
+            + (f" in {config.accumulate} pieces" if config.accumulate > 1 else ""),
+            "leave it out with `data.drop_last: true`",
         )
 
 

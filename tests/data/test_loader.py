@@ -23,6 +23,7 @@ from clipkit.data.corpus import Corpus
 from clipkit.data.dataset import ImageTextDataset
 from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
+from clipkit.data.order import Share
 from clipkit.data.tokenizer import train_tokenizer
 from clipkit.errors import ConfigError, DataError
 from clipkit.store import Dataset
@@ -40,9 +41,8 @@ AUGMENTED = {
 
 def loader_of(path: str, *, size: int = 32, batch_size: int = 16, rank: int = 0, world: int = 1, **data: Any) -> Loader:
     config = DataConfig.model_validate({"dataset": path, "image_size": size, **data})
-    return build_loader(
-        config, spec=ImageSpec(size), tokenizer=None, batch_size=batch_size, seed=5, rank=rank, world=world
-    )
+    share = Share(rank, world)
+    return build_loader(config, spec=ImageSpec(size), tokenizer=None, batch_size=batch_size, seed=5, share=share)
 
 
 def batches_of(loader: Loader, start: int = 0, stop: int = 6) -> list[Batch]:

@@ -11,7 +11,7 @@ from clipkit.config import BlockShuffle
 from clipkit.data.captions import CaptionOrder
 from clipkit.data.grouping import GroupedOrder, group_by_value
 from clipkit.data.mixture import MixedOrder, Turns
-from clipkit.data.order import BlockOrder, Order, Permutation, ShuffledOrder, StoredOrder, draw, steps_per_epoch
+from clipkit.data.order import BlockOrder, Order, Permutation, Share, ShuffledOrder, StoredOrder, draw, steps_per_epoch
 from clipkit.errors import DataError
 
 FIRST_OF_A_BILLION = [997372323, 916556090, 286310963, 295094671]
@@ -109,10 +109,20 @@ def test_the_global_batch_is_the_same_for_any_number_of_ranks(order: Order, worl
     steps = steps_per_epoch(order)
     for step in (0, 1, steps - 1, steps, 3 * steps + 2):
         whole = draw(order, step)
-        shares = [draw(order, step, rank=rank, world=world) for rank in range(world)]
+        shares = [draw(order, step, Share(rank, world)) for rank in range(world)]
         assert np.array_equal(np.concatenate([share.samples for share in shares]), whole.samples)
         assert np.array_equal(np.concatenate([share.epochs for share in shares]), whole.epochs)
         assert len(np.unique(order.images_of(whole.samples))) == len(whole)
+
+
+@pytest.mark.parametrize("size", [64, 41])
+def test_a_piece_holds_the_same_samples_for_any_number_of_ranks(size: int) -> None:
+    order = StoredOrder(size, 64, drop_last=False)
+    shares = [draw(order, 0, Share(rank, 2, pieces=4)).samples for rank in (0, 1)]
+    assert sorted(np.concatenate(shares)) == list(range(size))
+    if size == 64:
+        pieces = [sorted(np.concatenate([share[8 * piece :][:8] for share in shares])) for piece in range(4)]
+        assert pieces == [list(range(16 * piece, 16 * piece + 16)) for piece in range(4)]
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: type(order).__name__)

@@ -1,0 +1,113 @@
+"""For every loss, ranks train as one process does: whole runs, whose losses, gradients and weights are compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clipkit.config import Loss
+from clipkit.runs import find_checkpoint
+from clipkit.train.checkpoint import read_train_state
+
+Losses = Callable[[Path], list[tuple[int, float]]]
+WORKER = Path(__file__).parent.parent / "workers" / "rank_runs.py"
+KINDS = [section.model_fields["kind"].default for section in get_args(get_args(Loss)[0])]
+MODES = {
+    "whole": (),
+    "cached": ("train.chunk_size=3",),  # does not divide a rank's share
+    "accumulated": ("train.accumulate=2",),
+    "sharded": ("train.strategy=fsdp", "train.chunk_size=5"),
+}
+MODES_OF = {2: tuple(MODES), 4: ("whole", "cached")}  # by number of ranks
+# Without dropout and BatchNorm, whose results depend on how a batch is shared. A larger `eps` keeps Adam from making
+# a whole step of a gradient that is nothing but rounding.
+SETS = (
+    "model.image={kind: timm, name: test_vit}",
+    "model.text.architecture.dropout=0",
+    "model.head={kind: linear}",
+    "optim.eps=1e-3",
+    "optim.schedule.warmup=1st",
+    "train.precision=fp32",
+    "train.duration=2st",
+    "train.validate_every=null",
+    "train.checkpoint_every=null",
+    "train.trackers=[]",
+)
+
+
+def run_of(folder: Path, kind: str, mode: str) -> tuple[Path, list[str]]:
+    run = folder / f"{kind}-{mode}"
+    return run, [*SETS, *MODES[mode], f"loss={{kind: {kind}}}"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, write_config: Callable[[Path], Path]) -> Path:
+    return write_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory, config: Path, train: Callable[..., Any]) -> Path:
+    """Plain and accumulated runs of every loss."""
+    folder = tmp_path_factory.mktemp("one")
+    for kind in KINDS:
+        for mode in ("whole", "accumulated"):
+            run, sets = run_of(folder, kind, mode)
+            train(config, *sets, f"run.dir={run}")
+    return folder
+
+
+@pytest.fixture(scope="module", params=MODES_OF, ids=lambda world: f"{world} ranks")
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
+    """Every loss in every mode, by so many processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    runs = [run_of(folder, kind, mode) for kind in KINDS for mode in MODES_OF[request.param]]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"),
+            *(str(WORKER), str(config), json.dumps(runs, default=str)),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_train_as_one_process_does(kind: str, ranks: Path, one_process: Path, losses: Losses) -> None:
+    runs = sorted(ranks.glob(f"{kind}-*"))
+    assert len(runs) >= 2
+    for run in runs:
+        expected = one_process / (run.name if run.name.endswith("accumulated") else f"{kind}-whole")
+        assert [loss for _, loss in losses(run)] == pytest.approx([loss for _, loss in losses(expected)], rel=1e-5)
+        ours, theirs = find_checkpoint(run), find_checkpoint(expected)
+        assert_close(load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors"))
+        assert_close(gradients(ours), gradients(theirs))
+
+
+def gradients(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The optimizer's moving average of them."""
+    return {name: state["exp_avg"] for name, state in read_train_state(checkpoint)["optimizer"].items()}
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """To rounding, against the largest number of each tensor."""
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        largest = expected.abs().max().item()
+        torch.testing.assert_close(
+            ours[name], expected, rtol=0, atol=1e-4 * largest + 1e-7, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -1,0 +1,26 @@
+"""Trains one run after another in one process group: JSON of [[FOLDER, SETS], ...], started by torchrun."""
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from clipkit import training
+from clipkit.train.session import open_session
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def update(self, step: int, total: int | None, fields: object) -> None: ...
+    def validation(self, line: object) -> None: ...
+    def close(self) -> None: ...
+
+
+config, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+for folder, sets in runs:
+    training.train(open_session(config, [*sets, f"run.dir={folder}"]), progress=Quiet())
+dist.destroy_process_group()
