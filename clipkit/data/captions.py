@@ -97,6 +97,8 @@ def _head(order: CaptionOrder, epoch: int, index: int) -> np.ndarray:
 @lru_cache(maxsize=4)
 def _members(order: CaptionOrder, index: int) -> np.ndarray:
     """Samples of a pass, as they are stored."""
+    if order.num_passes == order.counts.min() == order.counts.max():
+        return order.first_samples + index
     low, high = _bounds(order, index)
     sizes = high - low
     samples = np.repeat(order.first_samples + low, sizes)

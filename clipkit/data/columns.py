@@ -69,7 +69,7 @@ class SmallColumns:
         self._table.join()
 
     def _load(self) -> pa.RecordBatch | None:
-        table = self._dataset.lance.scanner(columns=self._names, scan_in_order=True).to_table()
+        table = self._dataset.read(self._names)
         if table.nbytes > self._limit_bytes:
             return None
         values = one_batch(table)
@@ -100,7 +100,7 @@ class VectorColumn:
         self._vectors.join()
 
     def _load(self) -> np.ndarray | None:
-        column = self._dataset.lance.scanner(columns=[self._name], scan_in_order=True).to_table().column(0)
+        column = self._dataset.read([self._name]).column(0)
         if column.null_count:  # only some rows need have a vector: each batch is read, and says which has none
             return None
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)

@@ -202,11 +202,7 @@ def open_corpora(
 
 def _caption_offsets(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     """(n + 1,) number of captions before each of the rows."""
-    counts = []
-    for start in range(0, len(rows), 65_536):
-        captions = dataset.take_captions(rows[start : start + 65_536])
-        counts.append(np.fromiter(map(len, captions), dtype=np.int64, count=len(captions)))
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(counts))])
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(dataset.count_captions()[rows])])
 
 
 def _rebuild(dataset: Dataset, rows: np.ndarray, config: DataConfig, seed: int, token_column: str | None) -> Corpus:

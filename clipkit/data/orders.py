@@ -78,8 +78,8 @@ def _check_combination(config: DataConfig) -> None:
 def _labels(corpus: Corpus, column: str) -> np.ndarray:
     """A number for each value of a column; -1 for null."""
     _require(corpus, column, "data.group_by")
-    encoded = corpus.dataset.take(corpus.rows, [column]).column(0).combine_chunks().dictionary_encode()
-    labels: np.ndarray = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    encoded = corpus.dataset.read([column]).column(0).combine_chunks().dictionary_encode()
+    labels: np.ndarray = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)[corpus.rows]
     return labels
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipkit.errors import DataError
 from clipkit.store.schema import Columns, check_columns, is_blob, is_list
@@ -74,6 +75,10 @@ class Dataset:
             ) from error
         return np.sort(offsets.to_numpy().astype(np.int64))
 
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """All rows' values in these columns, as stored."""
+        return self.lance.scanner(columns=list(columns), scan_in_order=True).to_table()
+
     def take(self, rows: Rows | Sequence[int], columns: Sequence[str]) -> pa.Table:
         """The rows' values in these columns, in the order asked for (not for images: see `take_images`)."""
         return self.lance.take(rows, columns=list(columns))
@@ -109,6 +114,11 @@ class Dataset:
             pixels += [row if ok else None for row, ok in zip(fixed_size_values(chunk), valid, strict=True)]
         return pixels
 
+    def count_captions(self) -> np.ndarray:
+        """How many captions each row has, by one pass over them."""
+        batches = self.lance.scanner(columns=[self.columns.captions], scan_in_order=True).to_batches()
+        return np.concatenate([count_captions(batch.column(0)) for batch in batches])
+
     def take_captions(self, rows: Rows | Sequence[int]) -> list[list[str]]:
         """The rows' captions, in the order asked for; a string column is a list of one."""
         return as_captions(self.take(rows, [self.columns.captions]).column(0))
@@ -119,6 +129,19 @@ def as_captions(values: pa.ChunkedArray) -> list[list[str]]:
     if is_list(values.type):
         return [[text for text in texts or [] if text] for texts in values.to_pylist()]
     return [[text] if text else [] for text in values.to_pylist()]
+
+
+def count_captions(values: pa.Array) -> np.ndarray:
+    """(B,) how many captions `as_captions` finds in each row."""
+    texts = values.values if is_list(values.type) else values
+    is_text = pc.fill_null(pc.greater(pc.binary_length(texts), 0), False).to_numpy(zero_copy_only=False)
+    counts: np.ndarray = is_text.astype(np.int64)
+    if not is_list(values.type):
+        return counts
+    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
+    offsets = values.offsets.to_numpy()
+    counts = (before[offsets[1:]] - before[offsets[:-1]]) * values.is_valid().to_numpy(zero_copy_only=False)
+    return counts
 
 
 def binary_views(array: pa.Array) -> list[memoryview]:

@@ -45,7 +45,7 @@ def write_dataset(tmp_path_factory: pytest.TempPathFactory) -> WriteDataset:
             {
                 "image_id": [f"image-{i}" for i in range(len(images))],
                 "image": pa.array(images, pa.large_binary()),
-                "captions": pa.array([list(texts) for texts in captions], pa.list_(pa.string())),
+                "captions": pa.array(captions, pa.list_(pa.string())),
                 "split": ["train" if i % 4 else "dev" for i in range(len(images))],
             },
             schema=SCHEMA,

@@ -117,6 +117,18 @@ def test_caption_choices(write_dataset: Any, jpeg: Jpeg) -> None:
     assert all(len(set(batch.image_ids)) == 8 for batch in each)
 
 
+@pytest.mark.parametrize("as_string", [False, True])
+def test_each_caption_of_rows_that_have_any(write_dataset: Any, jpeg: Jpeg, as_string: bool) -> None:
+    captions = [[], ["a", "", "b"], None, ["c"], [""], [None, "d"], ["e", "f", "g"], []]
+    path = write_dataset([jpeg(20, 20)] * 8, captions, text=pa.array(["a", "", None, "b", "c", None, "d", "e"]))
+    wish = {"captions_column": "text"} if as_string else {}
+    loader = loader_of(path, caption="each", train="image_id <> 'image-3'", batch_size=2, drop_last=False, **wish)
+    drawn = batches_of(loader, stop=loader.steps_per_epoch)
+    pairs = [pair for batch in drawn for pair in zip(batch.rows.tolist(), batch.captions, strict=True)]
+    expected = "0a 4c 6d 7e" if as_string else "1a 1b 5d 6e 6f 6g"
+    assert sorted(f"{row}{caption}" for row, caption in pairs) == expected.split()
+
+
 def test_limit_and_sources(plain_dataset: str, write_dataset: Any, jpeg: Jpeg) -> None:
     limited = loader_of(plain_dataset, limit=20, drop_last=False)
     assert {int(row) for batch in batches_of(limited, stop=2) for row in batch.rows} == set(range(20))
