@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from clipkit.config import Ema
+from clipkit.train.parallel import fill
 
 
 class WeightAverage:
@@ -39,8 +40,11 @@ class WeightAverage:
             self._exchange()
 
     def _exchange(self) -> None:
+        """In place: a sharded parameter's memory is known to FSDP."""
         for name, param in self._params.items():
-            param.data, self._average[name] = self._average[name], param.data
+            held = param.detach().clone()
+            param.copy_(self._average[name])
+            self._average[name].copy_(held)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return self._average
@@ -48,4 +52,4 @@ class WeightAverage:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         for name, value in self._average.items():
-            value.copy_(state[name])
+            fill(value, state[name])

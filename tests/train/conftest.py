@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from clipkit import training
+from clipkit.runs import find_checkpoint, read_metrics
+from clipkit.train.checkpoint import read_train_state
 from clipkit.train.session import open_session
 
 CONFIG = """
@@ -100,3 +103,39 @@ def read_losses(run: Path) -> list[tuple[int, float]]:
 def losses() -> Callable[[Path], list[tuple[int, float]]]:
     """(step, loss) of every step that a run has written down."""
     return read_losses
+
+
+@pytest.fixture(scope="session")
+def assert_alike() -> Callable[[Path, Path], None]:
+    """Two runs have the same losses, validations, last weights and gradients, to rounding."""
+
+    def check(run: Path, expected: Path) -> None:
+        ours, theirs = read_losses(run), read_losses(expected)
+        assert [step for step, _ in ours] == [step for step, _ in theirs]
+        assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-5)
+        assert read_cosines(run) == pytest.approx(read_cosines(expected), rel=1e-4)
+        one, other = find_checkpoint(run, "last"), find_checkpoint(expected, "last")
+        assert_close(load_file(one / "model.safetensors"), load_file(other / "model.safetensors"))
+        assert_close(read_gradients(one), read_gradients(other))
+
+    return check
+
+
+def read_cosines(run: Path) -> list[float]:
+    """A number of each validation that depends on every weight, and does not jump."""
+    return [line["embeddings"]["image_cosine"] for line in read_metrics(run) if "split" in line]
+
+
+def read_gradients(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The optimizer's moving average of them."""
+    return {name: state["exp_avg"] for name, state in read_train_state(checkpoint)["optimizer"].items()}
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Against the largest number of each tensor."""
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        tolerance = 1e-4 * expected.abs().max().item() + 1e-7
+        torch.testing.assert_close(
+            ours[name], expected, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )

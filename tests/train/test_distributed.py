@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
-from clipkit.runs import read_metrics
+from clipkit.runs import find_checkpoint
 
-Losses = Callable[[Path], list[tuple[int, float]]]
-# Without dropout and BatchNorm, whose results depend on how a batch is shared.
+Alike = Callable[[Path, Path], None]
+# Without dropout and BatchNorm, whose results depend on how a batch is shared. A larger `eps` keeps Adam from making
+# a whole step of a gradient that is nothing but rounding.
 SETS = (
     "model.image={kind: timm, name: test_vit}",
     "model.text.architecture.dropout=0",
     "model.head={kind: linear}",
+    "optim.eps=1e-3",
     "train.precision=fp32",
     "train.duration=8st",
     "train.validate_every=4st",
@@ -29,8 +33,8 @@ SETS = (
 
 
 def torchrun(num_processes: int, *args: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    command += ["-m", "clipkit", "train", *map(str, args)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--shutdown-timeout=5"]
+    command += [f"--nproc-per-node={num_processes}", "-m", "clipkit", "train", *map(str, args)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -50,15 +54,6 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[int, int]:
     return ranks
 
 
-def recalls(run: Path) -> list[Any]:
-    """Recall@10 both ways of each validation."""
-    return [
-        [line[direction]["recall@10"] for direction in ("text_to_image", "image_to_text")]
-        for line in read_metrics(run)
-        if "split" in line
-    ]
-
-
 @pytest.fixture(scope="module")
 def one_process(
     tmp_path_factory: pytest.TempPathFactory, write_config: Callable[[Path], Path], train: Callable[..., Any]
@@ -68,20 +63,12 @@ def one_process(
     return folder / "run"
 
 
-def assert_alike(run: Path, one_process: Path, losses: Losses) -> None:
-    ours, theirs = losses(run), losses(one_process)
-    assert [step for step, _ in ours] == [step for step, _ in theirs]
-    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-4)
-    for ours_at, theirs_at in zip(recalls(run), recalls(one_process), strict=True):
-        assert ours_at == pytest.approx(theirs_at, abs=0.03)  # weights that differ by rounding turn near ties
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks in /proc")
 def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on_with_another_number(
-    tmp_path: Path, config_file: Path, one_process: Path, losses: Losses
+    tmp_path: Path, config_file: Path, one_process: Path, assert_alike: Alike
 ) -> None:
     run = tmp_path / "run"
-    two = torchrun(2, "--config", config_file, *flags(*SETS, "train.chunk_size=8", "train.timeout_s=60"))
+    two = torchrun(2, "--config", config_file, *flags(*SETS, "train.chunk_size=8"))
     while two.poll() is None and not list(run.glob("checkpoints/step-*")):
         time.sleep(0.005)
     os.kill(ranks_of(two)[1], signal.SIGKILL)
@@ -91,14 +78,55 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on_with_another_numbe
     four = torchrun(4, "--resume", run, "--set", "train.chunk_size=null")
     output, _ = four.communicate(timeout=300)
     assert four.returncode == 0, output
-    assert_alike(run, one_process, losses)
+    assert_alike(run, one_process)
 
 
-def test_sharded_parameters_train_alike(tmp_path: Path, config_file: Path, one_process: Path, losses: Losses) -> None:
-    process = torchrun(2, "--config", config_file, *flags(*SETS, "train.strategy=fsdp", "train.chunk_size=8"))
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory, write_config: Callable[[Path], Path]) -> Path:
+    """A run with parameters, optimizer and averaged weights in shards."""
+    folder = tmp_path_factory.mktemp("sharded")
+    sets = (*SETS, "train.strategy=fsdp", "train.chunk_size=5", "train.keep=4")
+    process = torchrun(2, "--config", write_config(folder), *flags(*sets))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert_alike(tmp_path / "run", one_process, losses)
+    return folder / "run"
+
+
+def test_sharded_parameters_train_alike(sharded: Path, one_process: Path, assert_alike: Alike) -> None:
+    assert_alike(sharded, one_process)
+
+
+@pytest.mark.parametrize(("num_processes", "strategy"), [(2, "fsdp"), (2, "ddp"), (1, "ddp")])
+def test_a_sharded_checkpoint_is_gone_on_from(
+    num_processes: int, strategy: str, tmp_path: Path, sharded: Path, one_process: Path, assert_alike: Alike
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(sharded, run)
+    for step in (6, 8):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    process = torchrun(num_processes, "--resume", run, "--set", f"train.strategy={strategy}")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert_alike(run, one_process)
+    if strategy == "fsdp":
+        ours, theirs = (load_file(find_checkpoint(of, "last") / "model.safetensors") for of in (run, sharded))
+        assert [name for name in theirs if not ours[name].equal(theirs[name])] == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks in /proc")
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
+def test_a_rank_that_is_silent_or_the_first_one_ends_the_others(
+    number: signal.Signals, rank: int, tmp_path: Path, config_file: Path
+) -> None:
+    run = tmp_path / "run"
+    sets = (*SETS, "train.timeout_s=4", "train.duration=100kst", "train.checkpoint_every=2st")
+    two = torchrun(2, "--config", config_file, *flags(*sets))
+    while two.poll() is None and not list(run.glob("checkpoints/step-*")):
+        time.sleep(0.005)
+    os.kill(ranks_of(two)[rank], number)
+    output, _ = two.communicate(timeout=120)
+    assert two.returncode != 0
+    assert f"rank {1 - rank}: another rank died or stopped answering at step" in output
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(tmp_path: Path, config_file: Path) -> None:

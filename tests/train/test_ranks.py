@@ -11,14 +11,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from clipkit.config import Loss
-from clipkit.runs import find_checkpoint
-from clipkit.train.checkpoint import read_train_state
 
-Losses = Callable[[Path], list[tuple[int, float]]]
 WORKER = Path(__file__).parent.parent / "workers" / "rank_runs.py"
 KINDS = [section.model_fields["kind"].default for section in get_args(get_args(Loss)[0])]
 MODES = {
@@ -87,27 +82,10 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ranks_train_as_one_process_does(kind: str, ranks: Path, one_process: Path, losses: Losses) -> None:
+def test_ranks_train_as_one_process_does(
+    kind: str, ranks: Path, one_process: Path, assert_alike: Callable[[Path, Path], None]
+) -> None:
     runs = sorted(ranks.glob(f"{kind}-*"))
     assert len(runs) >= 2
     for run in runs:
-        expected = one_process / (run.name if run.name.endswith("accumulated") else f"{kind}-whole")
-        assert [loss for _, loss in losses(run)] == pytest.approx([loss for _, loss in losses(expected)], rel=1e-5)
-        ours, theirs = find_checkpoint(run), find_checkpoint(expected)
-        assert_close(load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors"))
-        assert_close(gradients(ours), gradients(theirs))
-
-
-def gradients(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The optimizer's moving average of them."""
-    return {name: state["exp_avg"] for name, state in read_train_state(checkpoint)["optimizer"].items()}
-
-
-def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    """To rounding, against the largest number of each tensor."""
-    assert ours.keys() == theirs.keys()
-    for name, expected in theirs.items():
-        largest = expected.abs().max().item()
-        torch.testing.assert_close(
-            ours[name], expected, rtol=0, atol=1e-4 * largest + 1e-7, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        assert_alike(run, one_process / (run.name if run.name.endswith("accumulated") else f"{kind}-whole"))
