@@ -14,9 +14,10 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
+from uuid import uuid4
 
 from clipkit.errors import CheckpointError
 
@@ -28,6 +29,7 @@ STATUS = "status.json"
 FACTS = "run.json"
 META = "meta.json"
 BEST = "best.json"
+BLOCK_BYTES = 1 << 16
 STEP_FOLDER = re.compile(r"^step-(\d{8,})$")
 
 
@@ -46,7 +48,7 @@ class Run:
         # Made beside and renamed: whoever sees the folder can resume it, however early the run was killed.
         beside = run.folder.with_name(f".{run.folder.name}.{os.getpid()}")
         (beside / "checkpoints").mkdir(parents=True)
-        write_text(beside / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        write_text(beside / FACTS, json.dumps({"id": uuid4().hex[:8], **facts}, indent=2, ensure_ascii=False) + "\n")
         write_text(beside / CONFIG, config)
         beside.rename(run.folder)
         sync_folder(run.folder.parent)
@@ -56,6 +58,12 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path) -> Run:
         run = cls(folder)
+        if not run.folder.exists():
+            raise CheckpointError(
+                f"there is no run at `{folder}`",
+                "one that ended before its first step has left nothing: start it again; `clipkit train --config FILE "
+                "--resume auto` goes on with a run or starts it",
+            )
         if not (run.folder / CONFIG).is_file():
             raise CheckpointError(
                 f"`{folder}` is no run folder: it has no `{CONFIG}`", "a run folder is what `clipkit train` made"
@@ -94,6 +102,11 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         return read_json(self.folder / FACTS)
+
+    @property
+    def id(self) -> str:
+        """What tells this run from others of its name."""
+        return str(self.facts().get("id", self.folder.name))
 
     def update_facts(self, changes: Mapping[str, Any]) -> None:
         write_text(self.folder / FACTS, json.dumps({**self.facts(), **changes}, indent=2, ensure_ascii=False) + "\n")
@@ -137,11 +150,27 @@ class Run:
         for path in [*self.checkpoints_folder.glob(".step-*"), *later]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def cut_metrics(self, step: int) -> None:
-        """Cut `metrics.jsonl` back to the lines up to `step`; a torn last line goes too."""
-        lines = [line for line in read_metrics(self.folder) if line.get("step", 0) <= step and step > 0]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(self.folder / METRICS, text)
+    def cut_metrics(self, step: int) -> list[dict[str, Any]]:
+        """Cut `metrics.jsonl` back to the lines up to `step` and give those cut off; a torn last line goes too.
+
+        Read from its end: what lies before the step is not looked at, however much it is.
+        """
+        path = self.folder / METRICS
+        if not path.exists():
+            return []
+        cut = []
+        with path.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            for start, raw in _lines_from_the_end(file):
+                line = _parse_line(raw)
+                if line is not None and 0 < line.get("step", 0) <= step:
+                    break
+                end = start
+                if line is not None:
+                    cut.append(line)
+            file.truncate(end)
+            os.fsync(file.fileno())
+        return cut[::-1]
 
 
 def check_free(folder: str | Path) -> None:
@@ -160,15 +189,38 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for raw in path.read_bytes().split(b"\n"):
-        if not raw:
-            continue
-        try:
-            line = json.loads(raw)
-        except ValueError:
+    for raw in path.read_bytes().splitlines(keepends=True):
+        line = _parse_line(raw)
+        if line is None:
             break
         lines.append(line)
     return lines
+
+
+def _parse_line(raw: bytes) -> dict[str, Any] | None:
+    """A whole line's object; None for one that is torn."""
+    try:
+        value = json.loads(raw) if raw.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _lines_from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(offset, line) of each line of a file, the last first."""
+    start, rest = file.seek(0, os.SEEK_END), b""
+    while start:
+        size = min(BLOCK_BYTES, start)
+        start -= size
+        file.seek(start)
+        lines = (file.read(size) + rest).splitlines(keepends=True)
+        rest = lines.pop(0)  # it may have begun in the block before
+        offset = start + len(rest) + sum(map(len, lines))
+        for line in reversed(lines):
+            offset -= len(line)
+            yield offset, line
+    if rest:
+        yield 0, rest
 
 
 def find_checkpoint(path: str | Path, which: str = "best") -> Path:

@@ -244,7 +244,7 @@ def _open_record(session: Session, parts: Parts) -> Record:
         "threads": parts.threads,
         "world": distributed.world(),
     }
-    run = begin(session, facts)
+    run, cut = begin(session, facts)
     if session.run is None:
         for dataset in parts.datasets:
             _tag(dataset, config.run.name)
@@ -260,10 +260,16 @@ def _open_record(session: Session, parts: Parts) -> Record:
             parts.tokenizer.save(folder / "tokenizer")
 
     model = config.model.model_dump(mode="json")
-    trackers = open_trackers(config.train.trackers, run, name=config.run.name, config=config.model_dump(mode="json"))
+    trackers = open_trackers(
+        config.train.trackers,
+        run,
+        name=config.run.name,
+        config=config.model_dump(mode="json"),
+        step=session.step,
+    )
     return RunRecord(
         run,
-        metrics=MetricsLog(run, trackers),
+        metrics=MetricsLog(run, trackers, cut=cut),
         writer=CheckpointWriter(run, keep=config.train.keep, save_extras=save_extras),
         facts={
             "dataset": datasets[0],

@@ -132,17 +132,20 @@ def _free_name(folder: Path) -> Path:
         number += 1
 
 
-def begin(session: Session, facts: Mapping[str, Any]) -> Run:
-    """Make the run folder, or take up the one there is: back to its checkpoint, with the config as it is now."""
+def begin(session: Session, facts: Mapping[str, Any]) -> tuple[Run, list[dict[str, Any]]]:
+    """Make the run folder, or take up the one there is: back to its checkpoint, with the config as it is now.
+
+    Gives with it the lines of `metrics.jsonl` that were later than the checkpoint, and are no more.
+    """
     config = dump_config(session.config)
     if session.run is None:
-        return Run.create(session.folder, config=config, facts={**facts, **session.facts})
+        return Run.create(session.folder, config=config, facts={**facts, **session.facts}), []
     run = session.run
     run.lock()
     run.remove_leftovers(after_step=session.step)
-    run.cut_metrics(session.step)
+    cut = run.cut_metrics(session.step)
     run.write_config(config)
     progress = session.start.get("progress", {})
     if progress.get("step") is not None:
         run.write_best(progress)
-    return run
+    return run, cut

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,9 @@ log = logging.getLogger("clipkit.train")
 
 
 class Tracker(Protocol):
+    rewinds: bool
+    """Whether a resume takes back what it had been told of later steps; else no number may be told twice."""
+
     def log(self, step: int, scalars: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
@@ -30,10 +33,12 @@ class MetricsLog:
     A disk that is full costs lines, with one warning, and not the run.
     """
 
-    def __init__(self, run: Run, trackers: Sequence[Tracker]) -> None:
+    def __init__(self, run: Run, trackers: Sequence[Tracker], *, cut: Iterable[Mapping[str, Any]] = ()) -> None:
+        """`cut` are the lines of steps that are done once more, which trackers have been told before."""
         self._path = run.folder / METRICS
         self._file: TextIO = self._path.open("a", encoding="utf-8", buffering=1)
         self._trackers = trackers
+        self._told = {name: int(line["step"]) for line in cut for name, _ in _scalars(line)}
         self._failed = False
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -45,9 +50,11 @@ class MetricsLog:
                 log.warning("`%s` cannot be written (%s); the run goes on without it", self._path, error)
             self._failed = True
             self._reopen()
-        scalars = dict(_scalars(line))
+        step, scalars = int(line["step"]), dict(_scalars(line))
+        new = {name: value for name, value in scalars.items() if step > self._told.get(name, 0)}
         for tracker in self._trackers:
-            tracker.log(int(line["step"]), scalars)
+            if told := scalars if tracker.rewinds else new:
+                tracker.log(step, told)
 
     def close(self) -> None:
         self._file.close()
@@ -61,23 +68,30 @@ class MetricsLog:
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
 
-def open_trackers(names: Sequence[str] | None, run: Run, *, name: str, config: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers asked for; TensorBoard where it is installed, when none are named."""
+def open_trackers(
+    names: Sequence[str] | None, run: Run, *, name: str, config: Mapping[str, Any], step: int = 0
+) -> list[Tracker]:
+    """The trackers asked for, of a run that has done so many steps; TensorBoard, where installed, when none are named.
+
+    They know the run by its id: a run repeated under the same name is another one.
+    """
     if names is None:
         names = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    makers: dict[str, Callable[[Path, str, Mapping[str, Any]], Tracker]] = {
-        "tensorboard": TensorBoard,
-        "wandb": WeightsAndBiases,
-        "mlflow": MlFlow,
+    makers: dict[str, Callable[[], Tracker]] = {
+        "tensorboard": lambda: TensorBoard(run.folder, step),
+        "wandb": lambda: WeightsAndBiases(run.folder, run.id, name, config),
+        "mlflow": lambda: MlFlow(run.folder, run.id, name, config),
     }
-    return [makers[tracker](run.folder, name, config) for tracker in names]
+    return [makers[tracker]() for tracker in names]
 
 
 class TensorBoard:
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+    rewinds = True
+
+    def __init__(self, folder: Path, step: int) -> None:
         _load("tensorboard")
         writer = importlib.import_module("torch.utils.tensorboard")
-        self._writer = writer.SummaryWriter(str(folder / "tensorboard"))
+        self._writer = writer.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
@@ -90,10 +104,12 @@ class TensorBoard:
 class WeightsAndBiases:
     """Offline where `WANDB_MODE=offline` says so; a resumed run goes on under its own id."""
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+    rewinds = False
+
+    def __init__(self, folder: Path, run_id: str, name: str, config: Mapping[str, Any]) -> None:
         wandb = _load("wandb")
         self._run = wandb.init(
-            project="clipkit", name=name, id=name, dir=str(folder), config=dict(config), resume="allow"
+            project="clipkit", name=name, id=run_id, dir=str(folder), config=dict(config), resume="allow"
         )
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -106,14 +122,18 @@ class WeightsAndBiases:
 class MlFlow:
     """Into `mlflow.db` of the run folder, unless `MLFLOW_TRACKING_URI` names a server."""
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+    rewinds = False
+
+    def __init__(self, folder: Path, run_id: str, name: str, config: Mapping[str, Any]) -> None:
         self._mlflow = _load("mlflow")
         if not self._mlflow.is_tracking_uri_set():
             self._mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
         self._mlflow.set_experiment("clipkit")
-        found = self._mlflow.search_runs(filter_string=f"tags.mlflow.runName = '{name}'", output_format="list")
-        self._mlflow.start_run(run_id=found[0].info.run_id if found else None, run_name=None if found else name)
-        if not found:
+        found = self._mlflow.search_runs(filter_string=f"tags.clipkit = '{run_id}'", output_format="list")
+        if found:
+            self._mlflow.start_run(run_id=found[0].info.run_id)
+        else:
+            self._mlflow.start_run(run_name=name, tags={"clipkit": run_id})
             self._mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -50,11 +50,21 @@ def test_only_one_process_trains_in_a_folder(run: Run) -> None:
 def test_metrics_are_cut_back_to_a_step_with_the_torn_line(run: Run) -> None:
     lines = [json.dumps({"step": step, "loss": 0.1}) for step in range(1, 10)]
     (run.folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 10, "lo')
-    run.cut_metrics(8)
+    assert [line["step"] for line in run.cut_metrics(8)] == [9]
     assert [line["step"] for line in read_metrics(run.folder)] == list(range(1, 9))
+    assert run.cut_metrics(8) == []
     assert (run.folder / "metrics.jsonl").read_text().endswith("}\n")
     run.cut_metrics(0)
     assert (run.folder / "metrics.jsonl").read_text() == ""
+
+
+def test_metrics_larger_than_what_is_read_at_once_are_cut_to_the_byte(run: Run) -> None:
+    lines = [json.dumps({"step": step, "note": "x" * (step % 97)}) + "\n" for step in range(1, 6001)]
+    for step in (5999, 5000, 1, 0):
+        (run.folder / "metrics.jsonl").write_text("".join(lines))
+        cut = run.cut_metrics(step)
+        assert [line["step"] for line in cut] == list(range(step + 1, 6001))
+        assert (run.folder / "metrics.jsonl").read_text() == "".join(lines[:step])
 
 
 def test_last_best_and_a_step_are_found(run: Run) -> None:

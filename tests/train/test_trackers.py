@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_tensorboard(run: Run) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    write(run, TensorBoard(run.folder, "name", {}))
+    write(run, TensorBoard(run.folder, 0))
     events = EventAccumulator(str(run.folder / "tensorboard"))
     events.Reload()
     assert {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]} == {
@@ -57,8 +58,8 @@ def test_weights_and_biases_offline(run: Run, monkeypatch: pytest.MonkeyPatch) -
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    write(run, WeightsAndBiases(run.folder, "name", {"run": {"seed": 0}}))
-    assert len(list(run.folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+    write(run, WeightsAndBiases(run.folder, run.id, "name", {"run": {"seed": 0}}))
+    assert len(list(run.folder.glob(f"wandb/offline-run-*/run-{run.id}.wandb"))) == 1
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload``")  # within MLflow
@@ -66,11 +67,72 @@ def test_mlflow_in_the_run_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(run.folder)
-    for _ in range(2):  # a resume goes on under the same name
-        write(run, MlFlow(run.folder, "name", {"run": {"seed": 0}}))
+    for _ in range(2):  # a resume goes on with the same run
+        write(run, MlFlow(run.folder, run.id, "name", {"run": {"seed": 0}}))
     (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert found.data.metrics == {"loss": 0.5, "lr/heads": 0.25, "text_to_image/recall_at_1": 0.125}
     mlflow.set_tracking_uri(None)
+
+
+def interrupted(run: Run, tracker: str) -> None:
+    """Four steps, of which the last two are done again after a resume, and two more."""
+    for step, last in ((0, 4), (2, 6)):
+        cut = run.cut_metrics(step)
+        log = MetricsLog(run, open_trackers([tracker], run, name="name", config={}, step=step), cut=cut)
+        for done in range(step + 1, last + 1):
+            log.write({"step": done, "loss": 1 / done})
+        log.write({"step": last, "split": "dev", "recall": 0.5})
+        log.close()
+
+
+def test_tensorboard_goes_on_where_the_run_does(run: Run) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    interrupted(run, "tensorboard")
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # within MLflow
+def test_mlflow_is_told_no_step_twice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(run.folder)
+    interrupted(run, "mlflow")
+    (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    client = mlflow.MlflowClient()
+    steps = {key: [m.step for m in client.get_metric_history(found.info.run_id, key)] for key in ("loss", "recall")}
+    assert steps == {"loss": [1, 2, 3, 4, 5, 6], "recall": [4, 6]}
+    mlflow.set_tracking_uri(None)
+
+
+def test_weights_and_biases_is_told_no_step_twice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    interrupted(run, "wandb")
+    files = sorted(run.folder.glob(f"wandb/offline-run-*/run-{run.id}.wandb"))
+    assert [step for file in files for step in wandb_steps(file)] == [1, 2, 3, 4, 5, 6]
+
+
+def wandb_steps(file: Path) -> list[int]:
+    """The steps whose numbers an offline file holds: records in blocks of 32 kB, as LevelDB logs have them."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, offset, steps, parts = file.read_bytes(), 7, [], b""
+    while offset + 7 <= len(data):
+        if 32768 - offset % 32768 < 7:
+            offset += 32768 - offset % 32768
+        _, size, kind = struct.unpack_from("<IHB", data, offset)
+        parts += data[offset + 7 : offset + 7 + size]
+        offset += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            record, parts = Record.FromString(parts), b""
+            if record.WhichOneof("record_type") == "history":
+                steps.append(record.history.step.num)
+    return steps
 
 
 def test_a_tracker_that_is_not_installed_names_its_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
