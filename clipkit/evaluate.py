@@ -6,7 +6,7 @@ Shapes: N images, M captions, D the embedding, P pairs of twins.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from clipkit.tasks.retrieval import embed_gallery
 log = logging.getLogger("clipkit.evaluate")
 
 SPLIT = "split"
-TWIN_OF, TWIN_KIND = "twin_of", "twin_kind"
+TWIN_OF, TWIN_KIND, NO_KIND = "twin_of", "twin_kind", "any"
 BATCH_SIZE = 128
 IDS_AT_ONCE = 65536
 
@@ -57,16 +57,11 @@ def evaluate(
     `progress` is told how many of all images and captions are encoded.
     """
     model = encoder.load(run, checkpoint=checkpoint, device=device)
-    dataset = Dataset(uri, columns=_columns(model.config.data))
-    chosen = select(dataset, model.config.data, split=split, where=where)
+    data = model.config.data.model_copy(update={"cache": None})  # another dataset need not have a cache of pixels
+    dataset = Dataset(uri, columns=_columns(data))
+    chosen = select(dataset, data, split=split, where=where)
     seen = count_trained_on(model.config, model.meta, dataset, chosen.rows)
-    gallery = Gallery(
-        dataset,
-        chosen.rows,
-        spec=model.model.image_spec,
-        tokenizer=model.tokenizer,
-        config=model.config.data,
-    )
+    gallery = Gallery(dataset, chosen.rows, spec=model.model.image_spec, tokenizer=model.tokenizer, config=data)
     if not gallery.num_captions:
         raise DataError(f"the chosen rows of `{uri}` have no captions", "choose others with `--split` or `--where`")
     image_ND, text_MD = _embed(model, gallery, progress)
@@ -153,7 +148,8 @@ def _select_or_none(dataset: Dataset, where: str) -> Rows:
     try:
         return dataset.select(where)
     except DataError as error:
-        log.warning("the run's validation filter does not work here: %s", error.message)
+        log.info("%s", error.message)
+        log.warning("the run's validation filter `%s` does not work here: measuring other rows", where)
         return np.empty(0, dtype=np.int64)
 
 
@@ -187,9 +183,9 @@ def count_trained_on(config: Config, meta: dict[str, Any], dataset: Dataset, row
             trained = Dataset(uri, version=versions.get(uri), columns=dataset.columns)
             chosen = trained.select(where, limit=config.data.limit)
         except DataError as error:
-            log.info("whether the run was trained on these rows cannot be told: %s", error.message)
+            log.warning("whether the run was trained on these rows cannot be told: %s", error.message)
             return None
-        seen.update(image_id for image_id in _ids(trained, chosen) if image_id in ids)
+        seen.update(ids.intersection(_ids(trained, chosen)))
     if seen:
         log.warning(
             "the run was trained on %d of these %d images (`data.train: %s`): the numbers flatter it on new ones",
@@ -200,23 +196,24 @@ def count_trained_on(config: Config, meta: dict[str, Any], dataset: Dataset, row
     return len(seen)
 
 
-def _ids(dataset: Dataset, rows: Rows) -> list[str]:
-    column = dataset.columns.image_id
-    parts = (rows[start : start + IDS_AT_ONCE] for start in range(0, len(rows), IDS_AT_ONCE))
-    return [image_id for part in parts for image_id in dataset.take(part, [column]).column(0).to_pylist()]
+def _ids(dataset: Dataset, rows: Rows) -> Iterator[str]:
+    for start in range(0, len(rows), IDS_AT_ONCE):
+        column = dataset.take(rows[start : start + IDS_AT_ONCE], [dataset.columns.image_id]).column(0)
+        yield from column.to_pylist()
 
 
 def _twin_metrics(dataset: Dataset, rows: Rows, image_ND: Tensor, text_MD: Tensor, owner_M: Tensor) -> dict[str, Any]:
     """Where images have twins: retrieval among the originals, and how often a caption finds its image of the two."""
-    if not {TWIN_OF, TWIN_KIND} <= set(dataset.schema.names):
+    names = set(dataset.schema.names)
+    if TWIN_OF not in names:
         return {}
-    table = dataset.take(rows, [dataset.columns.image_id, TWIN_OF, TWIN_KIND])
-    ids, originals, kinds = (column.to_pylist() for column in table.columns)
+    ids, originals = (column.to_pylist() for column in dataset.take(rows, [dataset.columns.image_id, TWIN_OF]).columns)
+    kinds = dataset.take(rows, [TWIN_KIND]).column(0).to_pylist() if TWIN_KIND in names else [None] * len(rows)
     positions = {image_id: position for position, image_id in enumerate(ids)}
     pairs: dict[str, list[tuple[int, int]]] = {}
     for twin, (original, kind) in enumerate(zip(originals, kinds, strict=True)):
         if original in positions:
-            pairs.setdefault(kind, []).append((positions[original], twin))
+            pairs.setdefault(kind or NO_KIND, []).append((positions[original], twin))
     is_original_N = torch.tensor([original is None for original in originals], device=owner_M.device)
     found: dict[str, Any] = {
         "twins": {

@@ -41,9 +41,11 @@ class Answer:
 
 
 def find_answers(dataset: Dataset, rows: Rows, *, image_ND: Tensor, text_MD: Tensor, owner_M: Tensor) -> list[Answer]:
-    """The first captions of images spread over the rows, each with the images nearest to it."""
+    """The first captions of images spread over the rows that have one, each with the images nearest to it."""
     answers = []
-    for position in np.unique(np.linspace(0, len(rows) - 1, NUM_ANSWERS).round().astype(int)).tolist():
+    with_caption = np.unique(owner_M.cpu().numpy()).tolist()
+    for place in np.unique(np.linspace(0, len(with_caption) - 1, NUM_ANSWERS).round().astype(int)).tolist():
+        position = with_caption[place]
         text_D = text_MD[int((owner_M == position).nonzero()[0])]
         best = (image_ND @ text_D).topk(min(NUM_FOUND, len(rows))).indices.tolist()
         images = dataset.take_images(rows[best])

@@ -56,6 +56,19 @@ def evaluate(workplace: Path) -> Evaluate:
     return run
 
 
+def copy_with(source: Path, target: Path, old: str, new: str) -> Path:
+    """A copy of a run or checkpoint whose configs say something else."""
+    shutil.copytree(source, target)
+    for config in target.glob("**/config.yaml"):
+        assert old in config.read_text()
+        config.write_text(config.read_text().replace(old, new))
+    for meta in target.glob("**/meta.json"):
+        content = json.loads(meta.read_text())
+        del content["files"]["config.yaml"]  # else the checksum speaks first
+        meta.write_text(json.dumps(content))
+    return target
+
+
 def test_report_is_what_brute_force_finds(
     workplace: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -84,6 +97,31 @@ def test_twins_are_reported_apart(evaluate: Evaluate) -> None:
     assert sum(kind["num_pairs"] for kind in report["twins"].values()) == report["num_images"] // 2
     assert all(0 <= kind["accuracy"] <= 1 for kind in report["twins"].values())
     assert set(report["twins"]) == {"colors", "places"}
+
+
+def test_twins_need_no_kind(workplace: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+    table = lance.dataset(workplace / "shapes.lance").to_table(filter="split = 'test'").drop(["twin_kind"])
+    lance.write_dataset(table, tmp_path / "no_kind.lance")
+    report = evaluate(dataset=tmp_path / "no_kind.lance", split="test")
+    assert report["twins"]["any"]["num_pairs"] == report["without_twins"]["num_images"] == report["num_images"] // 2
+
+
+def test_a_run_on_cached_pixels_is_measured_where_there_is_no_cache(
+    workplace: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    run = copy_with(workplace / "run", tmp_path / "run", "cache: null", "cache: 40")
+    assert encoder.load(run).config.data.cache == 40
+    report = measure(run, workplace / "shapes.lance", split="test")
+    assert report["text_to_image"] == evaluate(split="test")["text_to_image"]
+
+
+def test_a_dataset_that_has_moved_leaves_open_what_was_trained_on(
+    workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = copy_with(workplace / "run", tmp_path / "run", "shapes.lance", "gone.lance")
+    report = measure(run, workplace / "shapes.lance", split="train")
+    assert report["trained_on"] is None
+    assert "cannot be told: there is no dataset at" in caplog.text
 
 
 def test_the_runs_own_validation_rows_are_the_default(evaluate: Evaluate) -> None:
@@ -150,13 +188,7 @@ def test_a_truncated_best_checkpoint_falls_back_and_says_so(
 
 def test_a_checkpoint_of_another_model_is_refused(workplace: Path, tmp_path: Path) -> None:
     source = sorted((workplace / "run" / "checkpoints").glob("step-*"))[-1]
-    checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(source, checkpoint)
-    config = checkpoint / "config.yaml"
-    config.write_text(config.read_text().replace("embedding_dim: 32", "embedding_dim: 16"))
-    meta = json.loads((checkpoint / "meta.json").read_text())
-    del meta["files"]["config.yaml"]  # else the checksum speaks first
-    (checkpoint / "meta.json").write_text(json.dumps(meta))
+    checkpoint = copy_with(source, tmp_path / "checkpoint", "embedding_dim: 32", "embedding_dim: 16")
     with pytest.raises(CheckpointError, match="another model"):
         encoder.load(checkpoint)
 

@@ -66,3 +66,20 @@ def test_answers_are_the_nearest_images(tmp_path: Path) -> None:
         similarity = (image_ND @ image_ND[row - 1]).numpy()
         assert widths == (np.argsort(-similarity)[:NUM_FOUND] + 1).tolist()
         assert [found.is_right for found in answer.found] == [width == row for width in widths]
+
+
+def test_images_without_a_caption_are_passed_over(tmp_path: Path) -> None:
+    captions = [[], ["one"], [], ["three"], []]
+    images = pa.array([encoded("red")] * len(captions), pa.large_binary())
+    table = pa.table({"image_id": list("abcde"), "image": images, "captions": captions})
+    lance.write_dataset(table, tmp_path / "a.lance")
+    image_ND = torch.eye(len(captions))
+    answers = find_answers(
+        Dataset(tmp_path / "a.lance"),
+        np.arange(len(captions)),
+        image_ND=image_ND,
+        text_MD=image_ND[[1, 3]],
+        owner_M=torch.tensor([1, 3]),
+    )
+    assert [answer.caption for answer in answers] == ["one", "three"]
+    assert all(answer.found[0].is_right for answer in answers)

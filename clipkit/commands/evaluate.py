@@ -39,7 +39,7 @@ def evaluate(
 
     from clipkit import evaluate as workflow
 
-    with tqdm(desc="encoding", unit=" items", leave=False, delay=1) as bar:
+    with tqdm(desc="encoding", unit=" items", leave=False, disable=None) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
@@ -70,7 +70,8 @@ def _print_report(report: Mapping[str, Any]) -> None:
         f"{rows}: {report['num_images']:,} images, {report['num_captions']:,} captions\n"
     )
     lines = [[label, *_cells(report[key])] for key, label in DIRECTIONS.items()]
-    if originals := report.get("without_twins"):
+    originals = report.get("without_twins")
+    if originals and originals["num_images"] < report["num_images"]:
         lines += [[f"{label}, without twins", *_cells(originals[key])] for key, label in DIRECTIONS.items()]
     header = ["", "recall@1", "recall@5", "recall@10", "median rank", "mean rank"]
     console.print_result(console.format_table(header, lines))
