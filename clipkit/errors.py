@@ -10,6 +10,10 @@ ClipkitError            something a user can mend: printed as `error:` and `hint
 └── MissingExtra        an optional package that is not installed
 """
 
+import re
+
+RUST_PLACE = re.compile(r",? ?/\S+\.rs:\d+:\d+")  # where in Lance's own source an error arose
+
 
 class ClipkitError(Exception):
     """An error with a `hint`: what is wrong, and what to do about it."""
@@ -54,7 +58,7 @@ class MissingExtra(ClipkitError):
         )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another library's error says, short enough to be part of a message of ours."""
-    lines = str(error).strip().splitlines()
+    lines = RUST_PLACE.sub("", str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -49,15 +49,16 @@ def test_the_way_to_read_it_works(shapes_lance: Path) -> None:
 def test_blob_columns(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(8):
-        (tmp_path / "images" / f"{number}.jpg").write_bytes(make_image(number))
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(make_image(number, width=320, height=240))
     lines = [f"{number}.jpg,{caption}\n" for number in range(8) for caption in make_captions(number)]
     (tmp_path / "captions.txt").write_text("".join(lines))
     ingest([str(tmp_path)], str(tmp_path / "x.lance"), IngestOptions(storage="blob"))
     found = describe(str(tmp_path / "x.lance"))
     assert (found.images.storage, found.images.formats) == ("blob", {"jpeg": 8})
+    assert found.total_bytes > found.images.bytes.mean * 8
     scope: dict[str, bytes] = {}
     exec(found.images.how_to_read, scope)
-    assert scope["data"] == make_image(0)
+    assert scope["data"] == make_image(0, width=320, height=240)
 
 
 def test_a_dataset_of_somebody_else(tmp_path: Path) -> None:

@@ -32,45 +32,62 @@ def ingest(
         typer.Option(metavar="REJECTED.jsonl", help="Try only these rows again; SOURCE may be left out."),
     ] = None,
     # how to read
-    format: Annotated[str | None, typer.Option(help="The sources' format; found by itself when left out.")] = None,
-    image_dir: Annotated[Path | None, typer.Option(help="Where the images are.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="The column with the image: path, bytes or URL.")] = None,
-    caption_column: Annotated[
-        list[str] | None, typer.Option(help="A column with captions; may be given several times.")
+    format: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The sources' format; found by itself when left out.")
     ] = None,
-    id_column: Annotated[str | None, typer.Option(help="The column with the image's id.")] = None,
+    image_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help="Where the images are.")
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column with the image: path, bytes or URL.")
+    ] = None,
+    caption_column: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="A column with captions; several times.")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column with the image's id.")] = None,
     keep: Annotated[
-        list[str] | None, typer.Option(help="A further column to carry along; several times, or '*' for all.")
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="A further column to carry along; several times, or '*' for all."),
     ] = None,
     class_template: Annotated[
-        str, typer.Option(help="The caption of an image that has only a class.")
+        str, typer.Option(metavar="TEXT", help="The caption of an image that has only a class.")
     ] = "a photo of a {}",
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Let paths lead out of the corpus's folder.")
     ] = False,
     # splits
-    split: Annotated[str | None, typer.Option(help="The split of every row.")] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="The split of every row.")] = None,
     split_file: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FILE", help="A split's list of images; several times.")
     ] = None,
     val_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="The share that a hash of the id puts into `dev`.")
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="The share that a hash of the id puts into `dev`.")
     ] = 0.0,
     test_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="The share that a hash of the id puts into `test`.")
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="The share that a hash of the id puts into `test`.")
     ] = 0.0,
     # images
-    resize: Annotated[int | None, typer.Option(min=1, help="Make images this small, in pixels; never larger.")] = None,
+    resize: Annotated[
+        int | None, typer.Option(metavar="PX", min=1, help="Make images this small, in pixels; never larger.")
+    ] = None,
     resize_mode: Annotated[
         Literal["shorter", "longer", "squash", "crop"], typer.Option(help="Which side that is.")
     ] = "shorter",
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of resized images.")] = 90,
-    min_size: Annotated[int, typer.Option(min=0, help="Turn away images with a smaller side.")] = 0,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Turn away larger images, undecoded.")] = 200_000_000,
+    quality: Annotated[int, typer.Option(metavar="1-100", min=1, max=100, help="JPEG quality of resized images.")] = 90,
+    min_size: Annotated[int, typer.Option(metavar="PX", min=0, help="Turn away images with a smaller side.")] = 0,
+    max_pixels: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Turn away larger images, undecoded.")
+    ] = 200_000_000,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every image.")] = False,
     image_storage: Annotated[
         Literal["auto", "binary", "blob"], typer.Option(help="How images lie in Lance; auto goes by their size.")
     ] = "auto",
+    # images by URL
+    fetch_concurrency: Annotated[int, typer.Option(metavar="N", min=1, help="URLs fetched at a time.")] = 32,
+    fetch_per_host: Annotated[int, typer.Option(metavar="N", min=1, help="URLs of one host at a time.")] = 8,
+    fetch_timeout: Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds for one answer.")] = 30.0,
+    fetch_attempts: Annotated[int, typer.Option(metavar="N", min=1, help="How often a URL is asked for.")] = 4,
+    fetch_max_mb: Annotated[float, typer.Option(metavar="MB", min=0.001, help="Turn away larger answers.")] = 100.0,
     # what is turned away
     dedupe: Annotated[
         Literal["exact"] | None, typer.Option(help="Drop images whose bytes are there under another id.")
@@ -87,6 +104,7 @@ def ingest(
     """Take images and captions into a Lance dataset. Rows that cannot be used are listed in `rejected.jsonl`."""
     from clipkit.errors import RejectedRows
     from clipkit.ingest import ReadOptions
+    from clipkit.ingest.fetch import FetchOptions
     from clipkit.ingest.image import ImageOptions
     from clipkit.ingestion import IngestOptions, ingest
 
@@ -113,6 +131,13 @@ def ingest(
             test_fraction=test_fraction,
         ),
         image=ImageOptions(resize, resize_mode, quality, min_size, max_pixels, verify),
+        fetch=FetchOptions(
+            max_concurrent=fetch_concurrency,
+            max_per_host=fetch_per_host,
+            timeout_s=fetch_timeout,
+            num_attempts=fetch_attempts,
+            max_bytes=round(fetch_max_mb * 1_000_000),
+        ),
         mode="overwrite" if overwrite else "append" if append else "upsert" if upsert else "create",
         resume=resume,
         storage=image_storage,

@@ -36,7 +36,8 @@ def detect(source: str) -> str:
             return name
     raise DataError(
         f"`{source}` looks like no corpus of images and captions that clipkit knows",
-        f"name its format with --format: {', '.join(FORMATS)}",
+        "put a `captions.csv` of lines `image,caption` beside the images, or name the format with --format: "
+        + ", ".join(FORMATS),
     )
 
 

@@ -27,6 +27,8 @@ RETRIED_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
+    """How much is asked of servers at once, and when one is given up."""
+
     max_concurrent: int = 32
     max_per_host: int = 8
     max_ahead: int = 256  # URLs that are asked for before the first of them is there
@@ -41,16 +43,15 @@ class FetchOptions:
 
 def fetch_urls(
     items: Iterator[Item],
+    options: FetchOptions,
     *,
     wanted: Callable[[Record], bool],
     stopped: Callable[[], bool],
-    options: FetchOptions | None = None,
 ) -> Iterator[Item]:
     """The same items in the same order, where those with a URL that are wanted have bytes, or are rejected.
 
     Ends early once `stopped` says so.
     """
-    options = options or FetchOptions()
     window: deque[tuple[Item, Future[bytes] | None]] = deque()
     with _Fetcher(options) as fetcher:
         for item in items:
@@ -187,7 +188,7 @@ class _Fetcher:
                     if error.retry_after_s is None:
                         raise
                     if attempt == self._options.num_attempts:
-                        raise FetchError(f"{error}, {attempt} times") from error
+                        raise FetchError(f"{error}, {attempt} times" if attempt > 1 else str(error)) from error
                     backoff_s = self._options.backoff_s * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
                     await asyncio.sleep(max(error.retry_after_s, backoff_s))
                 else:

@@ -8,7 +8,7 @@ from pathlib import Path
 import lance as pylance
 import pyarrow as pa
 
-from clipkit.errors import DataError
+from clipkit.errors import DataError, first_line
 from clipkit.ingest.arrow import BATCH_ROWS, batch_rows
 from clipkit.ingest.paths import Root
 from clipkit.ingest.rows import Row, records
@@ -34,7 +34,7 @@ class LanceTable:
             self._dataset = pylance.dataset(uri)
         except (ValueError, OSError) as error:
             raise DataError(
-                f"`{uri}` cannot be opened as a Lance dataset: {error}", "is it the right folder?"
+                f"`{uri}` cannot be opened as a Lance dataset: {first_line(error)}", "is it the right folder?"
             ) from error
         self.schema = self._dataset.schema
         self._blobs = {field.name for field in self.schema if _is_blob(field)}

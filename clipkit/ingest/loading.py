@@ -17,7 +17,7 @@ import cv2
 
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
-from clipkit.ingest.fetch import fetch_urls
+from clipkit.ingest.fetch import FetchOptions, fetch_urls
 from clipkit.ingest.image import BadImage, ImageOptions, PreparedImage, prepare
 from clipkit.ingest.source import Item, Rejected
 from clipkit.types import Record
@@ -63,6 +63,7 @@ def load_images(
     items: Iterator[Item],
     options: ImageOptions,
     *,
+    fetch: FetchOptions,
     wanted: Callable[[Record], bool],
     guard: SourceGuard,
     stopped: Callable[[], bool],
@@ -71,7 +72,7 @@ def load_images(
     """Each item once, in order; ends early once `stopped` says so."""
     cv2.setNumThreads(1)  # images are worked on side by side: OpenCV's own threads would only get in the way
     loader = _Loader(options, guard, digests)
-    items = fetch_urls(items, wanted=wanted, stopped=stopped)
+    items = fetch_urls(items, fetch, wanted=wanted, stopped=stopped)
     window = _Window()
     pending: deque[tuple[int, Future[list[Loaded]]]] = deque()
     num_pending = 0

@@ -25,6 +25,8 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 CAPTION_FIELDS = ("captions", "caption", "texts", "text")
 JSON_SUFFIX = ".json"
 
+NO_IMAGE = "the sample has no image (a sample's name ends at its first dot)"
+
 TEXT_SUFFIXES = frozenset((*CAPTION_SUFFIXES, JSON_SUFFIX))
 SUFFIXES = IMAGE_SUFFIXES | TEXT_SUFFIXES
 
@@ -118,7 +120,7 @@ def _item(place: str, name: str, files: Files, options: ReadOptions) -> Item:
     suffix = next((suffix for suffix in files if suffix in IMAGE_SUFFIXES), None)
     image = files[suffix] if suffix else None
     if image is None:
-        return Rejected(name, place, "the image is a link, not a file" if suffix else "the sample has no image")
+        return Rejected(name, place, "the image is a link, not a file" if suffix else NO_IMAGE)
     if not options.allow_outside and (name.startswith("/") or ".." in name.split("/")):
         return Rejected(name, place, OUTSIDE)
     try:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from clipkit import __version__
 from clipkit.ingest import ReadOptions
+from clipkit.ingest.fetch import FetchOptions
 from clipkit.ingest.image import ImageOptions
 from clipkit.store.staging import Kind
 from clipkit.store.writer import Storage
@@ -51,6 +52,7 @@ class MaxRejected:
 class IngestOptions:
     read: ReadOptions = field(default_factory=ReadOptions)
     image: ImageOptions = field(default_factory=ImageOptions)
+    fetch: FetchOptions = field(default_factory=FetchOptions)
     mode: Mode = "create"
     resume: bool = False
     storage: Storage = "auto"
@@ -70,7 +72,10 @@ def absolute_source(source: str) -> str:
 
 
 def describe(sources: Sequence[str], options: IngestOptions, *, formats: Sequence[str]) -> dict[str, Any]:
-    """What the dataset keeps about where it came from, as JSON values; `pipeline` adds counts."""
+    """What the dataset keeps about where it came from, as JSON values; `pipeline` adds counts.
+
+    How URLs are fetched is no part of it: an ingest may be resumed with more patience.
+    """
     return {
         "clipkit": __version__,
         "sources": list(sources),

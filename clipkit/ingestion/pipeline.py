@@ -101,6 +101,7 @@ def _take_in(number: int, job: Job, writer: DatasetWriter, intake: Intake, inter
     loaded = load_images(
         _items(source, number, job, writer),
         job.options.image,
+        fetch=job.options.fetch,
         wanted=intake.wants,
         guard=guard,
         stopped=lambda: interrupt.signal is not None,

@@ -61,7 +61,6 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
     if current is not None and kind == "replace":
         done = first_provenance(lance.dataset(out))
         if options.resume and done.get("fingerprint") == mark:
-            logger.info("`%s` is finished: nothing to resume", out)
             return Finished(_summary_of(out, done))
         if options.mode == "create":
             raise DataError(

@@ -12,7 +12,7 @@ from lance.dataset import Transaction
 from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata
 
-from clipkit.errors import DataError
+from clipkit.errors import DataError, first_line
 from clipkit.store.catalogue import IdCatalogue
 from clipkit.store.schema import PROVENANCE_KEY, Columns
 from clipkit.store.staging import Receipt
@@ -97,7 +97,7 @@ def current_version(uri: str) -> int | None:
     except ValueError as error:
         if "not found" in str(error).lower():
             return None
-        raise DataError(f"`{uri}` cannot be opened: {error}", "is it the right place?") from error
+        raise DataError(f"`{uri}` cannot be opened: {first_line(error)}", "is it the right place?") from error
 
 
 def _commit(dataset: lance.LanceDataset, operation: Any, provenance: Mapping[str, Any], *, verb: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipkit.errors import DataError
+from clipkit.errors import DataError, first_line
+from clipkit.store.locks import staging_folder
 from clipkit.store.schema import Columns, check_columns, is_blob, is_list
 
 Rows = np.ndarray  # int64 offsets of rows in one version of the dataset
@@ -58,7 +58,7 @@ class Dataset:
             elif int(tags[name]["version"]) != self.version:
                 self.lance.tags.update(name, self.version)
         except (ValueError, OSError) as error:
-            raise DataError(f"`{self.uri}` cannot be tagged: {_first_line(error)}") from error
+            raise DataError(f"`{self.uri}` cannot be tagged: {first_line(error)}") from error
 
     def select(self, where: str | None = None, *, limit: int | None = None) -> Rows:
         """Offsets of the rows that an SQL expression over the columns chooses, in stored order."""
@@ -70,7 +70,7 @@ class Dataset:
         except (ValueError, OSError) as error:
             names = ", ".join(f"`{name}`" for name in self.schema.names)
             raise DataError(
-                f"the filter `{where}` does not work on `{self.uri}`: {_first_line(error)}",
+                f"the filter `{where}` does not work on `{self.uri}`: {first_line(error)}",
                 f"it is an SQL expression over the columns {names}",
             ) from error
         return np.sort(offsets.to_numpy().astype(np.int64))
@@ -171,15 +171,11 @@ def _reopen(uri: str, version: int, columns: Columns) -> Dataset:
 def _cannot_open(uri: str, version: int | str | None, error: Exception) -> DataError:
     if "://" not in uri and not Path(uri).exists():
         return DataError(f"there is no dataset at `{uri}`", "make one with `clipkit ingest SOURCE OUT.lance`")
+    if "://" not in uri and staging_folder(uri).exists() and not (Path(uri) / "_versions").exists():
+        return DataError(f"the ingest into `{uri}` has not come to its end", "go on with its command and --resume")
     if version is not None:
         return DataError(
-            f"`{uri}` has no version or tag `{version}`: {_first_line(error)}",
+            f"`{uri}` has no version or tag `{version}`: {first_line(error)}",
             "`clipkit info` lists the versions there are",
         )
-    return DataError(f"`{uri}` cannot be opened as a Lance dataset: {_first_line(error)}", "is it the right folder?")
-
-
-def _first_line(error: Exception) -> str:
-    """What went wrong, without the places in Lance's own source that it adds."""
-    text = re.sub(r",? ?/\S+\.rs:\d+:\d+", "", str(error)).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    return DataError(f"`{uri}` cannot be opened as a Lance dataset: {first_line(error)}", "is it the right folder?")

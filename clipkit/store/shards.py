@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
 
-from clipkit.errors import DataError
+from clipkit.errors import DataError, first_line
 from clipkit.store.locks import is_remote
 from clipkit.store.staging import Staging, sync_folder
 
@@ -111,15 +111,14 @@ def sync_data_file(path: Path) -> None:
 
 def writing_error(uri: str, error: BaseException) -> DataError:
     """What went wrong while writing, in words."""
-    text = str(error).strip() or type(error).__name__
+    text = str(error)
     if "No space left" in text or "os error 28" in text or "Disk quota" in text:
         return DataError(
             f"no space is left where `{uri}` is written",
             "make room, then give the same command again with --resume: finished shards are kept",
         )
-    first_line = text.splitlines()[0][:300]
     return DataError(
-        f"`{uri}` could not be written: {first_line}", "mend it, then give the same command again with --resume"
+        f"`{uri}` could not be written: {first_line(error)}", "mend it, then give the same command again with --resume"
     )
 
 

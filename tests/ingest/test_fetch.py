@@ -6,10 +6,11 @@ import email.utils
 import json
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -173,7 +174,7 @@ def server() -> Iterator[Server]:
 
 
 def fetch(items: Iterator[Item], options: FetchOptions = QUICK) -> list[Item]:
-    return list(fetch_urls(items, wanted=lambda record: True, stopped=lambda: False, options=options))
+    return list(fetch_urls(items, options, wanted=lambda record: True, stopped=lambda: False))
 
 
 def test_many_in_order_and_within_limits(server: Server) -> None:
@@ -250,7 +251,10 @@ def test_others_pass_through_and_the_unwanted_are_not_fetched(server: Server) ->
     others: list[Item] = [Record("a", b"data", ("c",), "s"), Rejected("b", "s", "why")]
     urls = list(server.records("ok/1", "ok/2"))
     items = fetch_urls(
-        iter([*others, *urls, *others]), wanted=lambda record: record.image_id != "ok/1", stopped=lambda: False
+        iter([*others, *urls, *others]),
+        FetchOptions(),
+        wanted=lambda record: record.image_id != "ok/1",
+        stopped=lambda: False,
     )
     assert [item.image_id for item in items] == ["a", "b", "ok/1", "ok/2", "a", "b"]
     assert server.requests == {"/ok/2": 1}
@@ -265,7 +269,7 @@ def test_memory_is_bounded_while_the_first_is_waited_for(server: Server) -> None
             taken.append(record)
             yield record
 
-    items = fetch_urls(records(), wanted=lambda record: True, stopped=lambda: False, options=options)
+    items = fetch_urls(records(), options, wanted=lambda record: True, stopped=lambda: False)
     assert isinstance(next(items), Rejected)
     assert len(taken) == 20
     assert len(list(items)) == 100
@@ -275,7 +279,7 @@ def test_stopping_does_not_wait_for_slow_servers(server: Server) -> None:
     started = time.monotonic()
     stopped = lambda: time.monotonic() - started > 0.3  # noqa: E731
     records = server.records("hang", "ok/1")
-    assert list(fetch_urls(records, wanted=lambda record: True, stopped=stopped)) == []
+    assert list(fetch_urls(records, FetchOptions(), wanted=lambda record: True, stopped=stopped)) == []
     assert time.monotonic() - started < 5
     assert not [thread for thread in threading.enumerate() if thread.name == "fetch"]
 
@@ -299,3 +303,16 @@ def test_ingest_of_a_table_of_urls(server: Server, tmp_path: Path) -> None:
     assert reasons["promises_less/3"].startswith("truncated")
     images = lance.dataset(str(tmp_path / "x.lance")).to_table(columns=["image"]).column(0).to_pylist()
     assert images == [make_image(number) for number in [*range(40), 2]]
+
+
+def test_limits_by_flags(
+    server: Server, tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    base = f"http://127.0.0.1:{server.server_address[1]}"
+    kinds = ["ok/1", "hang", "big", "status/500"]
+    (tmp_path / "urls.csv").write_text("\n".join(["url,caption", *(f"{base}/{kind},a picture" for kind in kinds)]))
+    flags = ("--fetch-timeout", "1", "--fetch-attempts", "1", "--fetch-max-mb", "0.1")
+    done = run_cli("ingest", tmp_path / "urls.csv", tmp_path / "x.lance", *flags, "--json")
+    assert json.loads(done.stdout)["rows"] == 1
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert reasons == ["timed out", "larger than 100000 bytes", "HTTP 500 Internal Server Error"]

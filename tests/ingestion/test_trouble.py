@@ -18,6 +18,7 @@ from small_corpus import read_rows, rejected_lines, write_corpus
 
 from clipkit.errors import DataError
 from clipkit.ingestion import IngestOptions, MaxRejected, Summary, ingest
+from clipkit.store import Dataset
 from clipkit.store.locks import exclusive
 
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
@@ -57,6 +58,8 @@ def test_a_signal_keeps_what_is_there(large_corpus: Path, tmp_path: Path, number
     assert "--resume" in errors
     assert "Traceback" not in errors
     assert list((out / "_ingest").glob("shard-*.json"))
+    with pytest.raises(DataError, match="has not come to its end"):
+        Dataset(out)
     without_resume = start(large_corpus, out)
     assert "--resume" in without_resume.communicate(timeout=60)[1]
     assert without_resume.returncode == 1
