@@ -101,14 +101,7 @@ def load(path: str | Path, *, checkpoint: str = "best", device: str = "auto") ->
     if not isinstance(config.model.text, FeatureText):
         tokenizer = load_tokenizer(folder / "tokenizer", max_tokens=config.data.max_tokens, padding=config.data.padding)
     model = build_model(
-        config.model,
-        tokenizer=tokenizer,
-        image_size=config.data.image_size,
-        mean=config.data.mean,
-        std=config.data.std,
-        loss=config.loss,
-        pretrained=False,
-        architecture=meta.get("architecture"),
+        config.model, data=config.data, loss=config.loss, tokenizer=tokenizer, saved=meta["architecture"]
     )
     _load_weights(model, folder)
     return Encoder(model.to(choose_device(device)).eval(), tokenizer, config, meta, folder)

@@ -192,11 +192,11 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
 def _make_task(session: Session, tokenizer: Tokenizer | None) -> Task:
     config = session.config
     if session.checkpoint is not None:  # its weights are loaded later, with the optimizer's state
-        return build_task(config, tokenizer, pretrained=False, saved=session.start.get("architecture"))
+        return build_task(config, tokenizer, saved=session.start["architecture"])
     if config.model.init is None:
         return build_task(config, tokenizer)
     origin = find_checkpoint(config.model.init)
-    task = build_task(config, tokenizer, pretrained=False, saved=read_meta(origin).get("architecture"))
+    task = build_task(config, tokenizer, saved=read_meta(origin)["architecture"])
     load_matching(task.model, read_weights(origin), source=str(origin))
     log.info("starting from the weights of `%s`", origin)
     return task

@@ -133,8 +133,9 @@ class Task(Protocol):
     the loss of the global batch, so averaged gradients (as DDP makes them) are its gradient.
     """
 
-    model: nn.Module
-    """The bare model: its parameters and its state are what is optimized and saved."""
+    @property
+    def model(self) -> nn.Module:
+        """The bare model: its parameters and its state are what is optimized and saved."""
 
     def encode(self, batch: Batch) -> tuple[torch.Tensor, ...]: ...  # each (B, D)
     def loss(self, features: tuple[torch.Tensor, ...]) -> LossOutput: ...

@@ -11,14 +11,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clipkit.config import FeatureImage, FeatureText, Identity, Loss, ModelConfig
+from clipkit.config import (
+    DataConfig,
+    FeatureImage,
+    FeatureText,
+    Loss,
+    ModelConfig,
+    TimmImage,
+    TransformersText,
+)
 from clipkit.errors import ModelError
 from clipkit.models import images, texts
 from clipkit.models.heads import Temperature, build_head
 from clipkit.models.lora import add_adapters
 from clipkit.types import Batch, ImageSpec, Tokenizer, Tokens
 
-RGB = tuple[float, float, float]
+Architecture = dict[str, Any]  # see `architecture`
 
 
 class DualEncoder(nn.Module):
@@ -97,31 +105,25 @@ def inputs(batch: Batch) -> tuple[torch.Tensor, Tokens | torch.Tensor]:
 def build_model(
     config: ModelConfig,
     *,
+    data: DataConfig,
+    loss: Loss,
     tokenizer: Tokenizer | None,
-    image_size: int,
-    mean: RGB | None = None,
-    std: RGB | None = None,
-    loss: Loss | None = None,
-    pretrained: bool = True,
-    architecture: dict[str, Any] | None = None,
+    saved: Architecture | None = None,
 ) -> DualEncoder:
-    """The model that a config describes.
+    """The model that a config describes, with the temperature that `loss` needs.
 
-    With `pretrained=False` every weight is random, for a checkpoint's to be loaded into; with a checkpoint's
-    `architecture` nothing but the config is needed, no folder and no hub. The temperature is what `loss` needs.
+    With a checkpoint's `saved` architecture no folder and no hub are needed, and every weight is random, for the
+    checkpoint's to be loaded into.
     """
-    saved = architecture or {}
-    image_encoder, image_dim, spec = _image_side(
-        config, image_size=image_size, mean=mean, std=std, pretrained=pretrained, saved=saved.get("image")
-    )
-    text_encoder, text_dim = _text_side(config, tokenizer=tokenizer, pretrained=pretrained, saved=saved.get("text"))
+    image_encoder, image_dim, spec = _image_side(config.image, data=data, saved=saved)
+    text_encoder, text_dim = _text_side(config.text, tokenizer=tokenizer, saved=saved)
     dim = config.embedding_dim
     model = DualEncoder(
         image_encoder=image_encoder,
         text_encoder=text_encoder,
         image_head=build_head(config.image_head or config.head, in_dim=image_dim, out_dim=dim, side="image"),
         text_head=build_head(config.text_head or config.head, in_dim=text_dim, out_dim=dim, side="text"),
-        temperature=Temperature(loss or Identity()),
+        temperature=Temperature(loss),
         image_spec=spec,
         embedding_dim=dim,
         normalize=config.normalize,
@@ -132,38 +134,31 @@ def build_model(
 
 
 def _image_side(
-    config: ModelConfig,
-    *,
-    image_size: int,
-    mean: RGB | None,
-    std: RGB | None,
-    pretrained: bool,
-    saved: dict[str, Any] | None,
+    config: TimmImage | FeatureImage, *, data: DataConfig, saved: Architecture | None
 ) -> tuple[nn.Module, int, ImageSpec]:
-    if isinstance(config.image, FeatureImage):
-        return nn.Identity(), config.image.dim, ImageSpec(image_size)
-    encoder = images.build_image_encoder(config.image, image_size=image_size, pretrained=pretrained, architecture=saved)
+    if isinstance(config, FeatureImage):
+        return nn.Identity(), config.dim, ImageSpec(data.image_size)
+    encoder = images.build_image_encoder(config, image_size=data.image_size, saved=saved and saved["image"])
     own = images.describe(encoder)
-    spec = ImageSpec(image_size, mean or tuple(own["mean"]), std or tuple(own["std"]))
-    return encoder, images.feature_dim(encoder, image_size=image_size), spec
+    spec = ImageSpec(data.image_size, data.mean or tuple(own["mean"]), data.std or tuple(own["std"]))
+    return encoder, images.feature_dim(encoder, image_size=data.image_size), spec
 
 
 def _text_side(
-    config: ModelConfig, *, tokenizer: Tokenizer | None, pretrained: bool, saved: dict[str, Any] | None
+    config: TransformersText | FeatureText, *, tokenizer: Tokenizer | None, saved: Architecture | None
 ) -> tuple[nn.Module, int]:
-    if isinstance(config.text, FeatureText):
-        return nn.Identity(), config.text.dim
+    if isinstance(config, FeatureText):
+        return nn.Identity(), config.dim
     if tokenizer is None:
         raise ModelError("a text encoder needs its tokenizer")
-    encoder = texts.build_text_encoder(config.text, tokenizer=tokenizer, pretrained=pretrained, architecture=saved)
+    encoder = texts.build_text_encoder(config, tokenizer=tokenizer, saved=saved and saved["text"])
     return encoder, encoder.dim
 
 
-def architecture(model: DualEncoder, config: ModelConfig) -> dict[str, Any]:
+def architecture(model: DualEncoder) -> Architecture:
     """JSON that, with the config, builds this model again without any download."""
-    saved: dict[str, Any] = {}
-    if not isinstance(config.image, FeatureImage):
-        saved["image"] = images.describe(model.image_encoder)
-    if isinstance(model.text_encoder, texts.TextEncoder):
-        saved["text"] = texts.describe(model.text_encoder)
-    return saved
+    image, text = model.image_encoder, model.text_encoder
+    return {
+        "image": None if isinstance(image, nn.Identity) else images.describe(image),
+        "text": texts.describe(text) if isinstance(text, texts.TextEncoder) else None,
+    }

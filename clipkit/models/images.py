@@ -26,20 +26,18 @@ OFFLINE_HINT = (
 )
 
 
-def build_image_encoder(
-    config: TimmImage, *, image_size: int, pretrained: bool = True, architecture: dict[str, Any] | None = None
-) -> Any:
-    """A timm model that gives features; its weights are the config's, or random with `pretrained=False`."""
-    weights = _read_weights(config.weights) if config.weights and pretrained else None
-    if architecture is not None:
-        source = name = architecture["name"]
-        args = architecture["args"]
+def build_image_encoder(config: TimmImage, *, image_size: int, saved: dict[str, Any] | None = None) -> Any:
+    """A timm model that gives features, with the config's weights or, of a `saved` architecture, random ones."""
+    weights = _read_weights(config.weights) if config.weights and saved is None else None
+    if saved is not None:
+        source = name = saved["name"]
+        args = saved["args"]
     else:
         source, name, args = _resolve(config.name)
     options = args | _options(config, name=name, image_size=image_size)
     if weights is not None:
         options["pretrained_cfg_overlay"] = {"state_dict": weights}
-    model = _create(source, pretrained=pretrained and (config.pretrained or weights is not None), options=options)
+    model = _create(source, pretrained=saved is None and (config.pretrained or weights is not None), options=options)
     model.pretrained_cfg["model_args"] = args
     if weights is not None:
         _check_names(model, weights, file=config.weights or "")

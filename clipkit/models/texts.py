@@ -53,15 +53,14 @@ def build_text_encoder(
     config: TransformersText,
     *,
     tokenizer: Tokenizer,
-    pretrained: bool = True,
-    architecture: dict[str, Any] | None = None,
+    saved: dict[str, Any] | None = None,
 ) -> TextEncoder:
-    """A text encoder that fits the tokenizer; `architecture` is a checkpoint's own, and needs no folder or hub."""
-    if architecture is not None:
-        options = dict(architecture)
+    """A text encoder that fits the tokenizer; of a `saved` architecture with random weights, without folder or hub."""
+    if saved is not None:
+        options = dict(saved)
         model = _from_config(AutoConfig.for_model(options.pop("model_type"), **options))
     elif config.name is not None:
-        model = _from_name(config.name, pretrained=pretrained and config.pretrained)
+        model = _from_name(config.name, pretrained=config.pretrained)
     elif config.architecture is not None:
         model = _from_config(_bert_config(config.architecture, tokenizer=tokenizer))
     else:

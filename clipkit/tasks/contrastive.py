@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipkit import losses, metrics
 from clipkit.config import Config, Identity, InfoNCE, Loss, Ranking, Sigmoid, SoftTargets
@@ -28,17 +28,13 @@ RANK_SAMPLE = 2048  # embeddings that the effective rank is computed from
 class ContrastiveTask:
     """A dual encoder, one of the losses over a batch of pairs, and retrieval as the evaluation."""
 
-    def __init__(
-        self, model: DualEncoder, loss: Loss, *, architecture: Mapping[str, Any], even_shares: bool = True
-    ) -> None:
-        self.model: nn.Module = model
-        self._encoder = model
+    def __init__(self, model: DualEncoder, loss: Loss, *, even_shares: bool = True) -> None:
+        self.model = model
         self._loss = loss
-        self._architecture = dict(architecture)
         self._even_shares = even_shares
 
     def encode(self, batch: Batch) -> tuple[Tensor, ...]:
-        image_BD, text_BD = self._encoder(*inputs(batch))
+        image_BD, text_BD = self.model(*inputs(batch))
         return image_BD, text_BD
 
     def loss(self, features: tuple[Tensor, ...]) -> LossOutput:
@@ -47,7 +43,7 @@ class ContrastiveTask:
             value = self._value(image_BD, text_BD)
         with torch.no_grad():
             watched = {
-                "temperature": 1 / self._encoder.temperature.scale(),
+                "temperature": 1 / self.model.temperature.scale(),
                 "image_cosine": metrics.mean_cosine(image_BD),
                 "text_cosine": metrics.mean_cosine(text_BD),
             }
@@ -55,7 +51,7 @@ class ContrastiveTask:
 
     def _value(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:
         of = shares(len(image_BD), even=self._even_shares, device=image_BD.device)
-        temperature = self._encoder.temperature
+        temperature = self.model.temperature
         match self._loss:
             case InfoNCE(label_smoothing=smoothing):
                 scale = temperature.scale()
@@ -71,11 +67,11 @@ class ContrastiveTask:
                 return losses.identity(image_BD, text_BD, shares=of)
 
     def after_step(self) -> None:
-        self._encoder.temperature.clamp()
+        self.model.temperature.clamp()
 
     def evaluate(self, gallery: Gallery, *, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
         """Retrieval both ways over the whole gallery, and how spread out its embeddings are."""
-        image_ND, text_MD = embed_gallery(self._encoder, gallery, batch_size=batch_size, rank=rank, world=world)
+        image_ND, text_MD = embed_gallery(self.model, gallery, batch_size=batch_size, rank=rank, world=world)
         owner_M = torch.from_numpy(gallery.caption_to_image).to(image_ND.device)
         spread = {
             "image_cosine": metrics.mean_cosine(image_ND).item(),
@@ -117,30 +113,10 @@ class ContrastiveTask:
         return temperature <= self._loss.min_temperature * 1.001
 
     def architecture(self) -> dict[str, Any]:
-        return self._architecture
+        return architecture(self.model)
 
 
-def build_task(
-    config: Config,
-    tokenizer: Tokenizer | None,
-    *,
-    pretrained: bool = True,
-    saved: dict[str, Any] | None = None,
-) -> ContrastiveTask:
+def build_task(config: Config, tokenizer: Tokenizer | None, *, saved: dict[str, Any] | None = None) -> ContrastiveTask:
     """The task that a config describes; `saved` is a checkpoint's architecture (see `build_model`)."""
-    model = build_model(
-        config.model,
-        tokenizer=tokenizer,
-        image_size=config.data.image_size,
-        mean=config.data.mean,
-        std=config.data.std,
-        loss=config.loss,
-        pretrained=pretrained,
-        architecture=saved,
-    )
-    return ContrastiveTask(
-        model,
-        config.loss,
-        architecture=architecture(model, config.model),
-        even_shares=config.data.drop_last,
-    )
+    model = build_model(config.model, data=config.data, loss=config.loss, tokenizer=tokenizer, saved=saved)
+    return ContrastiveTask(model, config.loss, even_shares=config.data.drop_last)

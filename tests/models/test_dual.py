@@ -1,6 +1,7 @@
 """The dual encoder put together: pixels, heads, recipes, temperature, adapters, warm starts."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipkit.config import (
-    Identity,
+    DataConfig,
     InfoNCE,
     LinearHead,
     LoraConfig,
+    Loss,
     ModelConfig,
     NoHead,
+    Ranking,
     ResidualHead,
     Sigmoid,
     SoftTargets,
@@ -43,8 +46,16 @@ def images(count: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (count, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
 
 
-def build(words: FastTokenizer, config: ModelConfig | None = None, **options: object) -> DualEncoder:
-    return build_model(config or model_config(), tokenizer=words, image_size=SIZE, **options)  # type: ignore[arg-type]
+def build(
+    words: FastTokenizer | None,
+    config: ModelConfig | None = None,
+    *,
+    loss: Loss = InfoNCE(),
+    saved: dict[str, Any] | None = None,
+    **data: object,
+) -> DualEncoder:
+    options = DataConfig.model_validate({"dataset": "unused.lance", "image_size": SIZE, **data})
+    return build_model(config or model_config(), data=options, loss=loss, tokenizer=words, saved=saved)
 
 
 def test_pixels_are_normalised_as_usual(words: FastTokenizer) -> None:
@@ -89,11 +100,11 @@ def test_stored_features_take_an_encoders_place() -> None:
         text_head={"kind": "none"},
         embedding_dim=6,
     )
-    model = build_model(config, tokenizer=None, image_size=SIZE)
+    model = build(None, config, loss=Ranking())
     image, text = model(torch.randn(3, 20), torch.randn(3, 6))
     assert image.shape == text.shape == (3, 6)
     assert [name for name, _ in model.named_parameters()] == ["image_head.weight"]
-    assert architecture(model, config) == {}
+    assert architecture(model) == {"image": None, "text": None}
 
 
 def test_residual_head_is_the_tutorials() -> None:
@@ -112,24 +123,6 @@ def test_heads_by_kind() -> None:
     with pytest.raises(ModelError, match="text encoder gives 5 values") as caught:
         build_head(NoHead(), in_dim=5, out_dim=6, side="text")
     assert "embedding_dim: 5" in caught.value.hint
-
-
-def test_the_docarray_recipe(words: FastTokenizer) -> None:
-    """The classifier's 1,000 outputs, then a linear layer to the text encoder's width; nothing after the text."""
-    config = model_config(
-        image={"kind": "timm", "name": "resnet10t", "num_classes": 1000},
-        image_head={"kind": "linear", "bias": True},
-        text_head={"kind": "none"},
-        embedding_dim=32,
-        normalize=False,
-    )
-    model = build(words, config, loss=Identity()).eval()
-    assert model.image_head.weight.shape == (32, 1000)
-    tokens = words(CAPTIONS)
-    image, text = model(images(), tokens)
-    torch.testing.assert_close(text, model.text_encoder(tokens))
-    torch.testing.assert_close(image, model.image_head(model.image_encoder(model._normalize_pixels(images()))))
-    assert not list(model.temperature.parameters())
 
 
 def test_temperature_is_learned_where_the_loss_says_so() -> None:
@@ -161,7 +154,7 @@ def test_adapters_alone_are_trained(words: FastTokenizer) -> None:
     assert all(".lora_" in name for name in trained if name.startswith("image_encoder."))
     assert any(name.startswith("image_encoder.") for name in trained)
     assert any(name.startswith("text_encoder.") for name in trained)
-    rebuilt = build(words, config, pretrained=False, architecture=architecture(model, config))
+    rebuilt = build(words, config, saved=architecture(model))
     rebuilt.load_state_dict(model.state_dict())
 
 

@@ -68,9 +68,7 @@ def test_a_local_folder_is_a_name(tmp_path: Path) -> None:
     timm.models.save_for_hf(source, str(tmp_path), safe_serialization=True)
     encoder = build_image_encoder(TimmImage(name=str(tmp_path), pretrained=True), image_size=64)
     torch.testing.assert_close(encoder.state_dict(), source.state_dict())
-    again = build_image_encoder(
-        TimmImage(name="/gone", pretrained=True), image_size=64, pretrained=False, architecture=describe(encoder)
-    )
+    again = build_image_encoder(TimmImage(name="/gone", pretrained=True), image_size=64, saved=describe(encoder))
     assert again.state_dict().keys() == source.state_dict().keys()
 
 
@@ -84,7 +82,7 @@ def test_a_local_folder_keeps_its_arguments_and_takes_any_size(tmp_path: Path) -
     assert feature_dim(encoder, image_size=64) == 192
     torch.testing.assert_close(encoder.blocks.state_dict(), source.blocks.state_dict())
     saved = json.loads(json.dumps(describe(encoder)))
-    again = build_image_encoder(config, image_size=64, pretrained=False, architecture=saved)
+    again = build_image_encoder(config, image_size=64, saved=saved)
     again.load_state_dict(encoder.state_dict())
     assert again.global_pool == "avg"
     assert describe(again) == saved
@@ -128,7 +126,6 @@ def test_no_network_is_said_at_once() -> None:
         build_image_encoder(TimmImage(name="resnet18", pretrained=True), image_size=64)
     assert "pretrained: false" in caught.value.hint
     assert "model.image.weights" in caught.value.hint
-    build_image_encoder(TimmImage(name="resnet18", pretrained=True), image_size=64, pretrained=False)
 
 
 def test_a_misspelt_name_gets_suggestions() -> None:

@@ -94,7 +94,7 @@ def test_a_checkpoints_architecture_needs_no_folder(minilm_dir: Path, tmp_path: 
     encoder = build_text_encoder(config, tokenizer=tokenizer).eval()
     saved = json.loads(json.dumps(describe(encoder)))
     shutil.rmtree(folder)
-    again = build_text_encoder(config, tokenizer=tokenizer, pretrained=False, architecture=saved).eval()
+    again = build_text_encoder(config, tokenizer=tokenizer, saved=saved).eval()
     again.load_state_dict(encoder.state_dict())
     tokens = tokenizer(CAPTIONS)
     torch.testing.assert_close(again(tokens), encoder(tokens))
