@@ -64,6 +64,8 @@ class Run:
                 "one that ended before its first step has left nothing: start it again; `clipkit train --config FILE "
                 "--resume auto` goes on with a run or starts it",
             )
+        if (run.folder / META).exists():
+            raise CheckpointError(f"`{folder}` is a checkpoint", f"its run is `{run.folder.absolute().parents[1]}`")
         if not (run.folder / CONFIG).is_file():
             raise CheckpointError(
                 f"`{folder}` is no run folder: it has no `{CONFIG}`", "a run folder is what `clipkit train` made"

@@ -7,11 +7,13 @@ import importlib.util
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from clipkit.errors import MissingExtra
 from clipkit.runs import METRICS, Run
@@ -30,42 +32,52 @@ class Tracker(Protocol):
 class MetricsLog:
     """Appends lines to `metrics.jsonl` and hands their numbers to the trackers.
 
-    A disk that is full costs lines, with one warning, and not the run.
+    A disk that is full costs lines, a tracker that fails costs its curves: with a warning, and not the run.
     """
 
     def __init__(self, run: Run, trackers: Sequence[Tracker], *, cut: Iterable[Mapping[str, Any]] = ()) -> None:
         """`cut` are the lines of steps that are done once more, which trackers have been told before."""
         self._path = run.folder / METRICS
-        self._file: TextIO = self._path.open("a", encoding="utf-8", buffering=1)
-        self._trackers = trackers
+        self._file = self._path.open("ab")
+        self._trackers = list(trackers)
         self._told = {name: int(line["step"]) for line in cut for name, _ in _scalars(line)}
         self._failed = False
 
     def write(self, line: Mapping[str, Any]) -> None:
+        self._append(json.dumps(_finite(line), ensure_ascii=False).encode() + b"\n")
+        step, scalars = int(line["step"]), dict(_scalars(line))
+        new = {name: value for name, value in scalars.items() if step > self._told.get(name, 0)}
+        for tracker in tuple(self._trackers):
+            if told := scalars if tracker.rewinds else new:
+                self._guarded(tracker, partial(tracker.log, step, told))
+
+    def close(self) -> None:
+        self._file.close()
+        for tracker in tuple(self._trackers):
+            self._guarded(tracker, tracker.close)
+
+    def _append(self, line: bytes) -> None:
+        size = self._file.tell()
         try:
-            self._file.write(json.dumps(_finite(line), ensure_ascii=False) + "\n")
+            self._file.write(line)
+            self._file.flush()
             self._failed = False
         except OSError as error:
             if not self._failed:
                 log.warning("`%s` cannot be written (%s); the run goes on without it", self._path, error)
             self._failed = True
-            self._reopen()
-        step, scalars = int(line["step"]), dict(_scalars(line))
-        new = {name: value for name, value in scalars.items() if step > self._told.get(name, 0)}
-        for tracker in self._trackers:
-            if told := scalars if tracker.rewinds else new:
-                tracker.log(step, told)
+            with suppress(OSError):
+                self._file.close()
+            os.truncate(self._path, size)  # no part of a line stays, which the next would go on from
+            self._file = self._path.open("ab")
 
-    def close(self) -> None:
-        self._file.close()
-        for tracker in self._trackers:
-            tracker.close()
-
-    def _reopen(self) -> None:
-        """Drop what could not be written, so that a later line does not begin in the middle of it."""
-        with suppress(OSError):
-            self._file.close()
-        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+    def _guarded(self, tracker: Tracker, call: Callable[[], None]) -> None:
+        """Give a tracker up where it fails, whatever its library raises."""
+        try:
+            call()
+        except Exception as error:
+            log.warning("%s fails (%s); the run goes on without it", type(tracker).__name__, error)
+            self._trackers.remove(tracker)
 
 
 def open_trackers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,6 @@ def test_a_run_leaves_its_numbers_its_config_and_its_checkpoints(
 def test_the_dataset_version_is_tagged_and_kept(
     tmp_path: Path, config_file: Path, shapes_dataset: Path, train: Train
 ) -> None:
-    import shutil
-
     copy = tmp_path / "copy.lance"
     shutil.copytree(shapes_dataset, copy)
     train(config_file, *SHORT, f"data.dataset={copy}")
@@ -62,6 +61,18 @@ def test_the_dataset_version_is_tagged_and_kept(
     lance.write_dataset(dataset.to_table(limit=8), str(copy), mode="append")
     train(None, "train.duration=3st", resume=str(tmp_path / "run"))
     assert read_meta(find_checkpoint(tmp_path / "run", "last"))["dataset"]["version"] == 1
+
+
+def test_a_dataset_that_takes_no_tag_is_trained_on_with_a_warning(
+    tmp_path: Path, config_file: Path, shapes_dataset: Path, train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "copy.lance"
+    shutil.copytree(shapes_dataset, copy, ignore=shutil.ignore_patterns("_refs"))
+    (copy / "_refs").touch()  # stands where tags would be made, for root as well
+    with caplog.at_level("WARNING", logger="clipkit"):
+        assert train(config_file, *SHORT, f"data.dataset={copy}")["step"] == 2
+    assert "cannot be tagged" in caplog.text
+    assert "trains on version 1 without a tag" in caplog.text
 
 
 def test_an_existing_run_folder_is_refused(tmp_path: Path, config_file: Path, train: Train) -> None:
