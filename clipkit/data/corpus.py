@@ -132,10 +132,10 @@ class Corpus:
 
     def refuse_fork(self) -> None:
         if os.getpid() != self._pid:
+            # In one sentence: a DataLoader passes on the message of a worker's error, and not its hint.
             raise DataError(
-                "a Lance dataset cannot be read in a forked process: it would crash or hang",
-                "start the workers with `multiprocessing_context='forkserver'` (or `spawn`), or use threads "
-                "(`data.worker_kind: threads`)",
+                "a Lance dataset cannot be read in a forked process, where it would crash or hang: start the workers "
+                "with `multiprocessing_context='forkserver'` (or `spawn`)"
             )
 
     def close(self) -> None:

@@ -29,7 +29,8 @@ class ImageTextDataset(TorchDataset[Sample]):
 
     def __init__(self, config: DataConfig, *, tokenizer: Tokenizer | None = None, seed: int = 0) -> None:
         self._corpora: tuple[Corpus, ...] = open_corpora(config, seed=seed, tokenizer=tokenizer)
-        self._epoch = 0
+        # Shared, so that worker processes that stay see it change.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._maker = BatchMaker(
             self._corpora,
             StoredOrder(sum(map(len, self._corpora)), batch_size=1),
@@ -44,8 +45,8 @@ class ImageTextDataset(TorchDataset[Sample]):
         return sum(map(len, self._corpora))
 
     def set_epoch(self, epoch: int) -> None:
-        """Takes effect in worker processes that start after it."""
-        self._epoch = epoch
+        """Call it before iterating the DataLoader; persistent workers heed it too."""
+        self._epoch[0] = epoch
 
     def __getitem__(self, index: int) -> Sample:
         return self.__getitems__([index])[0]
@@ -57,7 +58,7 @@ class ImageTextDataset(TorchDataset[Sample]):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index} of a dataset of {len(self)}")
         samples = np.array(indices, dtype=np.int64) % len(self)
-        batch = self._maker.make_samples(Draw(samples, np.full(len(samples), self._epoch, dtype=np.int64)))
+        batch = self._maker.make_samples(Draw(samples, np.full(len(samples), int(self._epoch), dtype=np.int64)))
         parts: dict[str, torch.Tensor | None] = {
             "image": batch.images,
             "input_ids": batch.tokens.input_ids if batch.tokens else None,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import multiprocessing
-import pickle
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -16,11 +14,9 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader
 
 from clipkit.config import DataConfig
 from clipkit.data.corpus import Corpus
-from clipkit.data.dataset import ImageTextDataset
 from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.order import Share
@@ -298,34 +294,6 @@ def test_the_orientation_column_goes_before_the_file(write_dataset: Any, jpeg: J
     (batch,) = batches_of(loader_of(path, batch_size=2, shuffle=False), stop=1)
     assert batch.images is not None
     assert torch.equal(batch.images[0].flip(0, 1), batch.images[1])
-
-
-def test_dataset_in_a_dataloader(plain_dataset: str) -> None:
-    config = DataConfig(dataset=plain_dataset, image_size=32)
-    tokenizer = train_tokenizer(
-        ["picture seen by a b c d e"], vocab_size=100, lowercase=True, max_tokens=8, padding="max"
-    )
-    dataset = ImageTextDataset(config, tokenizer=tokenizer)
-    assert len(dataset) == 100
-    assert dataset[3]["image_id"] == "image-3"
-    assert dataset[-1]["row"] == 99
-    loader = DataLoader(dataset, batch_size=20, num_workers=2, multiprocessing_context="forkserver")
-    batches = list(loader)
-    assert [batch["image"].shape for batch in batches] == [(20, 32, 32, 3)] * 5
-    assert torch.cat([batch["row"] for batch in batches]).tolist() == list(range(100))
-    assert batches[0]["input_ids"].shape == (20, 8)
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(copy[7]["image"], dataset[7]["image"])
-
-
-@pytest.mark.filterwarnings("ignore:lance is not fork-safe")
-def test_a_forked_worker_refuses(plain_dataset: str) -> None:
-    dataset = ImageTextDataset(DataConfig(dataset=plain_dataset, image_size=32))
-    assert dataset[0]["row"] == 0
-    context = multiprocessing.get_context("fork")
-    loader = DataLoader(dataset, batch_size=4, num_workers=1, multiprocessing_context=context)
-    with pytest.raises(DataError, match="forked process"):
-        next(iter(loader))
 
 
 def test_large_texts_are_read_with_the_batch(plain_dataset: str) -> None:
