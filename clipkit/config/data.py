@@ -152,7 +152,7 @@ class DataConfig(Section):
     prefetch: Count = 4
     """Batches that are made ready ahead of the step."""
     bad_rows: Literal["replace", "stop"] = "replace"
-    """A row that cannot be decoded: another takes its place and it is counted, or the run stops."""
+    """A row whose image cannot be decoded, or without a caption: another takes its place, or the run stops."""
     stall_timeout_s: Positive = 120.0
     """Seconds without a batch after which the log says which stage has not moved."""
 
@@ -163,6 +163,8 @@ class DataConfig(Section):
             problems.append(("dataset", "give either `dataset` or `sources`"))
         if (self.mean is None) != (self.std is None):
             problems.append(("mean" if self.std is None else "std", "`mean` and `std` go together"))
+        if isinstance(self.augment, RandomCrop) and self.augment.resize < self.image_size:
+            problems.append(("augment.resize", f"must be at least `image_size`, {self.image_size}"))
         if self.group_by and self.hard_negatives:
             problems.append(("group_by", "`hard_negatives` also says which rows share a batch; give one"))
         if problems:

@@ -191,9 +191,10 @@ class BatchMaker:
             places = np.flatnonzero(owners == owner)
             local = Draw(drawn.samples[places] - self._first_sample[owner], drawn.epochs[places])
             parts.append((places, self._gather_one(owner, step, epoch, local)))
-        if len(parts) == 1:
-            return parts[0][1]
-        return _merge(parts, drawn)
+        work = parts[0][1] if len(parts) == 1 else _merge(parts, drawn)
+        if self._seed is not None and self.config.features.text is None:
+            work.failed = {i: "it has no caption" for i, caption in enumerate(work.texts.captions) if not caption}
+        return work
 
     def _gather_one(self, owner: int, step: int, epoch: int, drawn: Draw) -> Work:
         corpus = self.corpora[owner]
@@ -212,7 +213,7 @@ class BatchMaker:
         return work
 
     def _replace_failed(self, work: Work) -> None:
-        """Put other rows, chosen by (seed, epoch, row), in the place of those that cannot be decoded."""
+        """Put other rows, chosen by (seed, epoch, row), in the place of those that cannot be used."""
         for place, reason in sorted(work.failed.items()):
             self._report(work, place, reason)
         for place in sorted(work.failed):
@@ -234,9 +235,9 @@ class BatchMaker:
 
     def _stand_in(self, work: Work, place: int) -> None:
         num_samples = self._first_sample[-1]
-        assert work.pixels is not None
         row, epoch = work.rows[place : place + 1], work.draw.epochs[place : place + 1]
         if self._seed is None:
+            assert work.pixels is not None
             work.pixels[place] = 0
             return
         tries = uniforms(self._stand_in_key, row, epoch, count=MAX_STAND_INS)
@@ -245,20 +246,31 @@ class BatchMaker:
             other = self._gather(work.step, work.epoch, Draw(np.array([sample]), epoch))
             if int(other.rows[0]) in taken and len(taken) < num_samples:
                 continue
-            other.pixels = np.empty((1, self._size_px, self._size_px, 3), np.uint8)
-            self.decode(other, 0, 1)
+            if work.pixels is not None:
+                other.pixels = np.empty((1, self._size_px, self._size_px, 3), np.uint8)
+                self.decode(other, 0, 1)
             if not other.failed:
-                work.pixels[place] = other.pixels[0]
-                work.rows[place] = other.rows[0]
-                work.texts.image_ids[place] = other.texts.image_ids[0]
-                work.texts.captions[place] = other.texts.captions[0]
-                if work.text_features is not None and other.text_features is not None:
-                    work.text_features[place] = other.text_features[0]
+                _replace(work, place, other)
                 return
         raise DataError(
-            f"no row was found that could stand in for `{work.texts.image_ids[place]}`: too many cannot be decoded",
-            "`clipkit ingest --verify` turns such images away",
+            f"too many rows cannot be used: none was found that could stand in for `{work.texts.image_ids[place]}` "
+            f"({work.failed[place]})",
+            "`clipkit ingest --verify` turns images away that cannot be decoded; `data.train` can leave rows out",
         )
+
+
+def _replace(work: Work, place: int, other: Work) -> None:
+    """Put a batch of one in the place of a sample."""
+    work.rows[place] = other.rows[0]
+    work.texts.image_ids[place] = other.texts.image_ids[0]
+    work.texts.captions[place] = other.texts.captions[0]
+    for values, others in (
+        (work.pixels, other.pixels),
+        (work.image_features, other.image_features),
+        (work.text_features, other.text_features),
+    ):
+        if values is not None and others is not None:
+            values[place] = others[0]
 
 
 def _merge(parts: Sequence[tuple[np.ndarray, Work]], drawn: Draw) -> Work:

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from clipkit.errors import DataError
 from clipkit.store import Dataset
 
 TEXTS_LIMIT_BYTES = 256_000_000
@@ -106,6 +107,24 @@ class VectorColumn:
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         vectors: np.ndarray = flat.reshape(len(column), column.type.list_size)
         return vectors
+
+
+def check_vectors(dataset: Dataset, name: str, setting: str) -> None:
+    """Refuse a column that does not hold a vector of the same size a row."""
+    check_column(dataset, name, setting)
+    found = dataset.schema.field(name).type
+    if not (pa.types.is_fixed_size_list(found) and pa.types.is_floating(found.value_type)):
+        raise DataError(
+            f"the column `{name}` of `{dataset.uri}` is {found}, not vectors of one size",
+            f"`{setting}` needs fixed-size lists of floats",
+        )
+
+
+def check_column(dataset: Dataset, name: str, setting: str) -> None:
+    names = dataset.schema.names
+    if name not in names:
+        listed = ", ".join(f"`{name}`" for name in names)
+        raise DataError(f"`{dataset.uri}` has no column `{name}`", f"`{setting}` can be one of {listed}")
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:

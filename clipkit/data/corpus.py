@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipkit.config import DataConfig
-from clipkit.data.columns import SmallColumns, VectorColumn
+from clipkit.data.columns import SmallColumns, VectorColumn, check_vectors
 from clipkit.data.random import key, uniforms
 from clipkit.data.tokens import token_column
 from clipkit.errors import DataError
@@ -55,6 +55,9 @@ class Corpus:
         self._has_sizes = {"width", "height"} <= schema
         self._token_column = token_column if token_column in schema else None
         self._needs_captions = config.features.text is None
+        for role, column in (("image", config.features.image), ("text", config.features.text)):
+            if column is not None:
+                check_vectors(dataset, column, f"data.features.{role}")
         names = [dataset.columns.image_id]
         if self._needs_captions:
             names += [dataset.columns.captions, *self._size_names]
@@ -193,10 +196,12 @@ def open_corpora(
         rows = dataset.select(where, limit=config.limit)
         if not len(rows):
             raise DataError(
-                f"the training filter `{where}` chooses no row of `{uri}`",
+                f"`{uri}` has no rows" if where is None else f"the training filter `{where}` chooses no row of `{uri}`",
                 "`clipkit info` tells its splits and columns",
             )
         corpora.append(Corpus(dataset, rows, config, seed=seed, token_column=tokens))
+        if not len(corpora[-1]):
+            raise DataError(f"none of the {len(rows):,} chosen rows of `{uri}` has a caption")
     return tuple(corpora)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipkit.config import BlockShuffle, DataConfig
 from clipkit.data.captions import CaptionOrder
+from clipkit.data.columns import check_column, check_vectors
 from clipkit.data.corpus import Corpus
 from clipkit.data.grouping import GroupedOrder, group_by_value
 from clipkit.data.mixture import MixedOrder, Turns
@@ -16,6 +18,7 @@ from clipkit.data.neighbours import group_neighbours
 from clipkit.data.order import Order, plain_order
 from clipkit.data.random import key
 from clipkit.errors import ConfigError, DataError
+from clipkit.store.schema import is_blob
 
 READ_ROWS = 65_536
 
@@ -77,23 +80,22 @@ def _check_combination(config: DataConfig) -> None:
 
 def _labels(corpus: Corpus, column: str) -> np.ndarray:
     """A number for each value of a column; -1 for null."""
-    _require(corpus, column, "data.group_by")
+    check_column(corpus.dataset, column, "data.group_by")
+    found = corpus.dataset.schema.field(column).type
+    if pa.types.is_nested(found) or is_blob(corpus.dataset.schema.field(column)):
+        raise DataError(
+            f"the column `{column}` of `{corpus.dataset.uri}` is {found}, and rows cannot be grouped by that",
+            "`data.group_by` needs a column of single values, such as texts or integers",
+        )
     encoded = corpus.dataset.read([column]).column(0).combine_chunks().dictionary_encode()
     labels: np.ndarray = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)[corpus.rows]
     return labels
 
 
 def _vectors(corpus: Corpus, column: str) -> np.ndarray:
-    _require(corpus, column, "data.hard_negatives.column")
+    check_vectors(corpus.dataset, column, "data.hard_negatives.column")
     parts = [
         corpus.vectors(corpus.rows[start : start + READ_ROWS], column).astype(np.float16)
         for start in range(0, len(corpus.rows), READ_ROWS)
     ]
     return np.concatenate(parts)
-
-
-def _require(corpus: Corpus, column: str, setting: str) -> None:
-    names = corpus.dataset.schema.names
-    if column not in names:
-        listed = ", ".join(f"`{name}`" for name in names)
-        raise DataError(f"`{corpus.dataset.uri}` has no column `{column}`", f"`{setting}` can be one of {listed}")

@@ -170,5 +170,5 @@ def _make(maker: BatchMaker, step: int, stage: ctypes.c_int) -> Batch | ClipkitE
         return maker.finish(work)
     except ClipkitError as error:
         return error
-    except Exception:
+    except BaseException:  # Lance's panics are no Exceptions
         return traceback.format_exc()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -240,8 +241,59 @@ def test_a_bad_row_stops_the_run_where_asked(damaged_dataset: str) -> None:
 
 
 def test_nothing_but_bad_rows_is_an_error_and_no_hang(write_dataset: Any) -> None:
-    with pytest.raises(DataError, match="too many cannot be decoded"):
+    with pytest.raises(DataError, match="too many rows cannot be used"):
         batches_of(loader_of(write_dataset([b"x"] * 20), batch_size=10), stop=1)
+
+
+@pytest.mark.parametrize("features", [{}, {"image": "emb"}], ids=["pixels", "features"])
+def test_a_row_without_captions_is_replaced(write_dataset: Any, jpeg: Jpeg, features: dict[str, str]) -> None:
+    captions = [[f"caption {i}"] if i not in (3, 9) else [["", ""], None][i == 9] for i in range(20)]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(40, dtype=np.float32)), 2)
+    path = write_dataset([jpeg(20, 20, seed=i) for i in range(20)], captions, emb=vectors)
+    tokenizer = train_tokenizer(
+        [f"caption {i}" for i in range(20)], vocab_size=100, lowercase=True, max_tokens=8, padding="max"
+    )
+    config = DataConfig.model_validate({"dataset": path, "image_size": 32, "features": features})
+    loader = build_loader(config, spec=ImageSpec(32), tokenizer=tokenizer, batch_size=10, seed=1)
+    batches = batches_of(loader, stop=2)
+    assert sum(batch.num_replaced for batch in batches) == 2
+    for batch in batches:
+        assert len({*batch.rows.tolist(), 3, 9}) == 12
+        assert batch.captions == [f"caption {row}" for row in batch.rows]
+        assert batch.tokens is not None
+        assert torch.equal(batch.tokens.input_ids, tokenizer(batch.captions).input_ids)
+        if batch.image_features is not None:
+            assert batch.image_features[:, 0].tolist() == (2 * batch.rows).tolist()
+    with pytest.raises(DataError, match=r"`image-(3|9)` \(row (3|9)\) cannot be used: it has no caption"):
+        batches_of(loader_of(path, bad_rows="stop", features=features), stop=1)
+    with pytest.raises(DataError, match="none of the 2 chosen rows"):
+        loader_of(path, caption="each", train="image_id IN ('image-3', 'image-9')")
+
+
+def test_columns_that_do_not_fit_are_refused(write_dataset: Any, jpeg: Jpeg) -> None:
+    path = write_dataset([jpeg(20, 20)] * 20, None, ragged=pa.array([[1.0]] * 20))
+    for wish in ({"features": {"image": "captions"}}, {"hard_negatives": {"column": "ragged"}}):
+        with pytest.raises(DataError, match="not vectors of one size"):
+            loader_of(path, **wish)
+    with pytest.raises(DataError, match="no column `nowhere`"):
+        loader_of(path, features={"text": "nowhere"})
+    with pytest.raises(DataError, match="rows cannot be grouped by that"):
+        loader_of(path, group_by="captions")
+    with pytest.raises(ValueError, match="must be at least `image_size`, 32"):
+        loader_of(path, augment={"kind": "random_crop", "resize": 24})
+
+
+def test_a_dataset_that_changes_meanwhile_is_read_as_it_was(write_dataset: Any, jpeg: Jpeg) -> None:
+    path = write_dataset([jpeg(20, 20)] * 40)
+    expected = [batch.image_ids for batch in batches_of(loader_of(path), stop=10)]
+    loader = loader_of(path)
+    with closing(loader), closing(loader.iterate(0, 10)) as batches:
+        found = [next(batches).image_ids]
+        changed = lance.dataset(path)
+        lance.write_dataset(changed.to_table(), path, mode="append")
+        lance.dataset(path).delete("image_id = 'image-3'")
+        found += [batch.image_ids for batch in batches]
+    assert found == expected
 
 
 def test_closing_early_ends_the_threads(plain_dataset: str) -> None:
