@@ -12,7 +12,7 @@ from typing import Any
 
 from clipkit.errors import DataError
 from clipkit.ingest.grouping import Groups
-from clipkit.ingest.json_stream import elements, members
+from clipkit.ingest.json_stream import elements, first_elements
 from clipkit.ingest.paths import BadPath, Root, find_image_folder, folders_in
 from clipkit.ingest.source import Item, ReadOptions, Rejected, split_in_name, split_name
 from clipkit.ingest.values import RESERVED, as_captions, as_scalar, kept_name
@@ -149,9 +149,9 @@ def _first_elements(file: Path, modified_ns: int) -> dict[str, Any]:
     """The first element of `images` and of `annotations`, as far as they are objects (it may be a long way)."""
     found: dict[str, Any] = {}
     try:
-        for key, value in members(file, "images", "annotations"):
-            if key in ("images", "annotations") and isinstance(value, dict):
-                found.setdefault(key, value)
+        for key, value in first_elements(file, "images", "annotations"):
+            if isinstance(value, dict):
+                found[key] = value
             if "sentences" in found.get("images", {}) or "annotations" in found:
                 break
     except (DataError, OSError):

@@ -60,7 +60,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
     for number, name, caption in parse_captions(file):
         if not name:
             yield Rejected(caption[:80], f"{label}:{number}", "the line has no image and caption")
-        elif not is_unicode(caption) or not is_unicode(name):
+        elif not is_unicode(name + caption):
             yield Rejected(printable(name), f"{label}:{number}", NOT_UTF8)
         else:
             groups.add(name, number, (caption,) if caption else ())
@@ -128,17 +128,16 @@ def _split(lines: Iterable[tuple[int, str]], delimiter: str, is_numbered: bool) 
 def _whole_rows(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """Joins the lines of a quoted caption that has line breaks in it."""
     waiting: deque[tuple[int, str]] = deque()
-
-    def following() -> tuple[int, str] | None:
-        return waiting.popleft() if waiting else next(lines, None)
-
-    while (item := following()) is not None:
+    while (item := waiting.popleft() if waiting else next(lines, None)) is not None:
         number, line = item
+        if '"' not in line:
+            yield item
+            continue
         whole = line
         taken: list[tuple[int, str]] = []
-        starts_quoted = '"' in line and '"' in (line.strip()[:1], line.partition(",")[2].strip()[:1])
+        starts_quoted = '"' in (line.strip()[:1], line.partition(",")[2].strip()[:1])
         while starts_quoted and whole.count('"') % 2 == 1 and len(taken) < MAX_QUOTED_LINES:
-            more = following()
+            more = waiting.popleft() if waiting else next(lines, None)
             if more is None:
                 break
             taken.append(more)

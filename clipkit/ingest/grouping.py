@@ -68,8 +68,7 @@ class Groups:
             self._first[key] = row
             self._size += ENTRY_BYTES + len(key)
         own.extend(texts)
-        for text in texts:
-            self._size += sys.getsizeof(text)
+        self._size += sum(map(sys.getsizeof, texts))
         if self._size > self._limit:
             self._flush()
 

@@ -18,9 +18,13 @@ SPACE_AND_COMMA = re.compile(r"[ \t\r\n,]*")
 
 def elements(file: Path, array: str) -> Iterator[Any]:
     """The elements of the array that stands under this key of the file's outermost object."""
-    for key, value in members(file, array):
-        if key == array:
-            yield value
+    with open(file, encoding="utf-8-sig", errors="replace") as stream:
+        window = _Window(file, stream)
+        for key in window.object_keys():
+            if key == array and window.peek() == "[":
+                yield from window.array()
+                return
+            window.pass_over()
 
 
 def items(stream: IO[str], file: Path) -> Iterator[Any]:
@@ -28,25 +32,20 @@ def items(stream: IO[str], file: Path) -> Iterator[Any]:
     return _Window(file, stream).array()
 
 
-def members(file: Path, *arrays: str) -> Iterator[tuple[str, Any]]:
-    """(key, value) of the outermost object, where an array among `arrays` comes as one pair an element.
+def first_elements(file: Path, *arrays: str) -> Iterator[tuple[str, Any]]:
+    """Key and first element of each of these arrays of the outermost object, in the file's order.
 
-    Ends behind the last of `arrays`; other arrays are passed over an element at a time and not given.
+    An array is passed over only when the next one is asked for: it may be long.
     """
-    wanted = set(arrays)
     with open(file, encoding="utf-8-sig", errors="replace") as stream:
         window = _Window(file, stream)
-        window.expect("{")
-        while wanted and window.peek() != "}":
-            key = window.value()
-            window.expect(":")
-            if window.peek() != "[":
-                yield key, window.value()
+        for key in window.object_keys():
+            if key in arrays and window.peek() == "[":
+                for number, element in enumerate(window.array()):
+                    if number == 0:
+                        yield key, element
             else:
-                yield from ((key, element) for element in window.array() if key in arrays)
-                wanted.discard(key)
-            if window.peek() == ",":
-                window.expect(",")
+                window.pass_over()
 
 
 class _Window:
@@ -59,6 +58,22 @@ class _Window:
         self._position = 0
         self._is_whole = False
         self._decode = json.JSONDecoder().raw_decode
+
+    def object_keys(self) -> Iterator[str]:
+        """The keys of an object; each one's value is to be read before the next one is asked for."""
+        self.expect("{")
+        while self.peek(SPACE_AND_COMMA) != "}":
+            key = self.value()
+            self.expect(":")
+            yield key
+
+    def pass_over(self) -> None:
+        """Go behind the next value: behind an array an element at a time."""
+        if self.peek() != "[":
+            self.value()
+            return
+        for _ in self.array():
+            pass
 
     def peek(self, passed_over: re.Pattern[str] = SPACE) -> str:
         """The next character that is no white space; empty at the end."""
