@@ -165,8 +165,15 @@ class DataConfig(Section):
             problems.append(("mean" if self.std is None else "std", "`mean` and `std` go together"))
         if isinstance(self.augment, RandomCrop) and self.augment.resize < self.image_size:
             problems.append(("augment.resize", f"must be at least `image_size`, {self.image_size}"))
-        if self.group_by and self.hard_negatives:
-            problems.append(("group_by", "`hard_negatives` also says which rows share a batch; give one"))
+        grouped = "group_by" if self.group_by else "hard_negatives"
+        others = {
+            "`hard_negatives`": self.group_by and self.hard_negatives,
+            "`shuffle: {block: …}`": isinstance(self.shuffle, BlockShuffle),
+            "`caption: each`": self.caption == "each",
+        }
+        given = " and ".join(other for other, is_given in others.items() if is_given)
+        if given and (self.group_by or self.hard_negatives):
+            problems.append((grouped, f"which samples share a batch is also decided by {given}; give one of them"))
         if problems:
             raise Conflicts(problems)
         return self

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipkit.config import BlockShuffle, DataConfig
+from clipkit.config import DataConfig
 from clipkit.data.captions import CaptionOrder
 from clipkit.data.columns import check_column, check_vectors
 from clipkit.data.corpus import Corpus
@@ -25,7 +25,6 @@ READ_ROWS = 65_536
 
 def build_order(config: DataConfig, corpora: Sequence[Corpus], *, batch_size: int, seed: int) -> Order:
     """The order that `shuffle`, `group_by`, `hard_negatives` and `caption: each` ask for, of one or several sources."""
-    _check_combination(config)
     if not config.sources:
         (corpus,) = corpora
         return _order_of(config, corpus, batch_size=batch_size, seed=seed)
@@ -63,19 +62,6 @@ def _groups(config: DataConfig) -> str | None:
     if config.group_by is not None:
         return "data.group_by"
     return "data.hard_negatives" if config.hard_negatives is not None else None
-
-
-def _check_combination(config: DataConfig) -> None:
-    """Some wishes cannot be met at once; say so instead of dropping one."""
-    asked = {
-        "data.shuffle: {block: …}": isinstance(config.shuffle, BlockShuffle),
-        "data.caption: each": config.caption == "each",
-    }
-    for name, is_asked in asked.items():
-        if is_asked and (groups := _groups(config)):
-            raise ConfigError(
-                f"`{groups}` and `{name}` each decide which samples share a batch", "leave one of them out"
-            )
 
 
 def _labels(corpus: Corpus, column: str) -> np.ndarray:

@@ -148,7 +148,7 @@ def test_groups_share_a_batch(write_dataset: Any, jpeg: Jpeg) -> None:
     with pytest.raises(DataError, match="no column `place`"):
         loader_of(path, group_by="place")
     for other in ({"caption": "each"}, {"shuffle": {"block": 8}}):
-        with pytest.raises(ConfigError, match="each decide which samples share a batch"):
+        with pytest.raises(ValueError, match="which samples share a batch is also decided by"):
             loader_of(path, group_by="scene", **other)
 
 
