@@ -20,7 +20,7 @@ from clipkit.config_file import dump_config
 from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.order import Share
-from clipkit.errors import DataError, TrainingError
+from clipkit.errors import CheckpointError, DataError, TrainingError
 from clipkit.models import DualEncoder, load_matching
 from clipkit.runs import find_checkpoint, read_meta
 from clipkit.store import Dataset
@@ -162,6 +162,7 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
         share=Share(distributed.rank(), distributed.world(), pieces=config.train.accumulate),
         datasets=datasets,
     )
+    _compare_samples(session, loader)
     if not config.data.drop_last:
         check_last_batch(config.train, loader.num_samples % loader.batch_size)
     optim = config.optim.settled(config.model.from_scratch)
@@ -245,11 +246,10 @@ def _open_record(session: Session, parts: Parts) -> Record:
         "world": distributed.world(),
     }
     run, cut = begin(session, facts)
-    if session.run is None:
+    if session.run is None or datasets != session.facts.get("datasets"):
         for dataset in parts.datasets:
             _tag(dataset, config.run.name)
-    elif plan.total_steps != session.facts.get("total_steps"):
-        run.update_facts({"total_steps": plan.total_steps})
+    run.update_facts({"datasets": datasets, "total_steps": plan.total_steps})
     if distributed.world() > 1:
         dist.barrier()
     config_text = dump_config(config)
@@ -292,6 +292,15 @@ def _tag(dataset: Dataset, name: str) -> None:
         dataset.tag(f"clipkit-{name}-v{dataset.version}")
     except DataError as error:
         log.warning("%s; the run trains on version %d without a tag", error.message, dataset.version)
+
+
+def _compare_samples(session: Session, loader: Loader) -> None:
+    before = session.facts.get("num_samples")
+    if before is not None and before != loader.num_samples:
+        raise CheckpointError(
+            f"`{session.config.data.dataset}` has {loader.num_samples:,} samples to train on and had {before:,}",
+            "a run goes on with the dataset that it began with, which may have been moved or copied",
+        )
 
 
 def _compare_threads(session: Session, threads: int) -> None:

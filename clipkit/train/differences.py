@@ -21,6 +21,7 @@ BOUND = (
 FREE = (
     "model.init",
     "model.*.checkpointing",
+    "data.dataset",  # moved; that it is the same is looked at when it is open
     "data.validation",
     "data.augment*",
     "data.padding",

@@ -28,8 +28,8 @@ def open_datasets(config: Config, facts: Mapping[str, Any]) -> tuple[Dataset, ..
     data = config.data
     columns = Columns(data.image_id_column, data.image_column, data.captions_column)
     uris = [data.dataset] if data.dataset else [source.dataset for source in data.sources]
-    pinned = {entry["uri"]: entry["version"] for entry in facts.get("datasets", ())}
-    opened = [Dataset(uri, version=pinned.get(uri), columns=columns) for uri in uris]
+    pinned = [entry["version"] for entry in facts.get("datasets", ())] or [None] * len(uris)
+    opened = [Dataset(uri, version=v, columns=columns) for uri, v in zip(uris, pinned, strict=True)]
     if distributed.world() > 1:
         versions = [[dataset.version for dataset in opened]]
         dist.broadcast_object_list(versions)

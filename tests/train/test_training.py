@@ -63,6 +63,22 @@ def test_the_dataset_version_is_tagged_and_kept(
     assert read_meta(find_checkpoint(tmp_path / "run", "last"))["dataset"]["version"] == 1
 
 
+def test_a_moved_dataset_is_gone_on_with_and_another_one_is_not(
+    tmp_path: Path, config_file: Path, shapes_dataset: Path, train: Train
+) -> None:
+    moved, run = tmp_path / "moved.lance", str(tmp_path / "run")
+    shutil.copytree(shapes_dataset, moved)
+    train(config_file, *SHORT)
+    assert train(None, "train.duration=3st", f"data.dataset={moved}", resume=run)["dataset"] == str(moved)
+    lance.dataset(str(moved)).delete("split = 'train' and image_id like '%9%'")
+    shutil.rmtree(moved / "_refs")
+    assert train(None, "train.duration=4st", resume=run)["dataset_version"] == 1
+    other = tmp_path / "other.lance"
+    lance.write_dataset(lance.dataset(str(moved)).to_table(), str(other))
+    with pytest.raises(CheckpointError, match="samples to train on and had 200"):
+        train(None, "train.duration=5st", f"data.dataset={other}", resume=run)
+
+
 def test_a_dataset_that_takes_no_tag_is_trained_on_with_a_warning(
     tmp_path: Path, config_file: Path, shapes_dataset: Path, train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
