@@ -80,7 +80,9 @@ def export_corpus(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise DataError(f"`{out}` cannot be written: {error.strerror or error}", "is the disk full?") from error
+        raise DataError(
+            f"`{out}` cannot be written: {error.strerror or error}", "choose another place, or make room"
+        ) from error
     return len(rows)
 
 
@@ -130,6 +132,7 @@ class WebDatasetWriter(ExitStack):
         self._folder = folder
         self._shards: dict[str, tarfile.TarFile] = {}
         self._num_written: dict[str, int] = {}
+        self._names: dict[str, set[str]] = {}  # in the shard at hand of each split
 
     def write(self, sample: Sample) -> None:
         split = sample.split or "data"
@@ -139,10 +142,13 @@ class WebDatasetWriter(ExitStack):
                 self._shards[split].close()
             path = self._folder / f"{split}-{number // SHARD_ROWS:06d}.tar"
             self._shards[split] = self.enter_context(tarfile.open(path, "w"))  # noqa: SIM115 (the stack closes it)
+            self._names[split] = set()
         self._num_written[split] = number + 1
         fields = {**sample.extra, "image_id": sample.image_id, "captions": sample.captions, "split": sample.split}
-        # A sample's name ends at its first dot.
-        name = sample.name if "." not in sample.name else f"{sample.name.replace('.', '_')}-{sample.row}"
+        name = sample.name
+        if "." in name or name in self._names[split]:  # it ends at its first dot; ids may differ in their suffix alone
+            name = f"{name.replace('.', '_')}-{sample.row}"
+        self._names[split].add(name)
         _add(self._shards[split], f"{name}{sample.suffix}", sample.data)
         _add(self._shards[split], f"{name}.txt", sample.captions[0].encode() if sample.captions else b"")
         _add(self._shards[split], f"{name}.json", json.dumps(fields, ensure_ascii=False).encode())

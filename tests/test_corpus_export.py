@@ -23,10 +23,12 @@ ODD_IDS = (
     "/root.jpg",
     "a:b",
     "a.b.c",
-    "dir/x",
-    "dir/x.jpg",
+    "twin.jpg",  # this and the next of one split, and of the formats that they say
+    "twin.png",
     "d..",
     "ünï 1.jpg",
+    "dir/x",
+    "dir/x.jpg",
     "http://x/1.jpg?a=b",
     "x" * 300,
 )

@@ -88,9 +88,14 @@ def _read_shard(shard: Path, options: ReadOptions, skip: int) -> Iterator[Item |
             yield Rejected(shard.name, shard.name, f"the shard cannot be read on: {error}")
             return
         place = f"{shard.name}/{name}"
+        files: Files = {}
+        twice = ""
         try:  # in the order of the tar: going back in a compressed one means starting over
-            files = {suffix: _contents(*entry) for _, suffix, entry in members if entry and suffix in SUFFIXES}
-            yield _item(place, name, files, options)
+            for _, suffix, entry in members:
+                twice = suffix if suffix in files else twice
+                if entry and suffix in SUFFIXES:
+                    files[suffix] = _contents(*entry)
+            yield Rejected(name, place, f"it has two files `{twice}`") if twice else _item(place, name, files, options)
         except DAMAGE as error:
             yield Rejected(name, place, f"the shard is damaged: {error}")
 

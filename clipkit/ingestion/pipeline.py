@@ -160,6 +160,8 @@ def _finish(out: str, job: Job, staging: Staging, writer: DatasetWriter, intake:
         "rejected": num_rejected,
     }
     image_storage = writer.image_storage
+    if job.options.read.split_files and counts.rows and not counts.splits:
+        logger.warning("no row stands in a list of --split-file: does it name images, one a line?")
     if counts.rows or num_rejected:  # a retry asks the dataset how the rows that were turned away were read
         version = writer.commit(provenance)
     else:

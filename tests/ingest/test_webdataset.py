@@ -83,12 +83,14 @@ def test_bad_samples(tmp_path: Path) -> None:
     members = [
         ("../1.jpg", b"1"), ("../1.txt", b"out"), ("2.jpg", b"2"), ("2.json", b"{"), ("3.jpg", b"3"),
         ("3.txt", b"\xff"), ("4.txt", b"no image"), ("5.jpg", b"5"), ("6.jpg", b"6"), ("6.json", b"[]"),
+        ("8.jpg", b"8"), ("8.txt", b"one"), ("8.jpg", b"8"), ("8.txt", b"another"),
     ]  # fmt: skip
     shard = write_tar(tmp_path / "x.tar", members, links=("7.jpg",))
     reasons = {
         item.image_id: item.reason for item in ingest.read(str(shard), ReadOptions()) if isinstance(item, Rejected)
     }
-    assert set(reasons) == {"../1", "2", "3", "4", "5", "6", "7"}
+    assert set(reasons) == {"../1", "2", "3", "4", "5", "6", "7", "8"}
+    assert reasons["8"].startswith("it has two files `.")
     assert "--allow-outside" in reasons["../1"]
     assert reasons["7"] == "the image is a link, not a file"
 

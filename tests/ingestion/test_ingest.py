@@ -214,6 +214,16 @@ def test_splits_by_flags(make_corpus: MakeCorpus, tmp_path: Path, run_cli: RunCl
     assert json.loads(done.stdout)["splits"] == {"holdout": 2}
 
 
+def test_a_split_list_that_names_nothing_is_told(
+    make_corpus: MakeCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = make_corpus(range(3))
+    read = ReadOptions(split_files={"train": corpus / "captions.txt"})
+    summary = ingest([str(corpus)], str(tmp_path / "o.lance"), IngestOptions(read=read))
+    assert summary.counts.splits == {}
+    assert "no row stands in a list of --split-file" in caplog.text
+
+
 def test_columns_of_the_corpus_are_carried(make_corpus: MakeCorpus, tmp_path: Path) -> None:
     make_corpus(range(5))
     lines = [
