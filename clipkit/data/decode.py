@@ -6,6 +6,7 @@ goes the way that ingestion checked it. libjpeg decodes at a half, quarter or ei
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Protocol
 
 import cv2
@@ -16,6 +17,7 @@ from clipkit.ingest.image import decode as decode_any
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
 DIVISORS = (8, 4, 2)
+SCRATCH_BYTES = 8_000_000
 CV2_FLAGS = {
     divisor: reduced | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     for divisor, reduced in {
@@ -28,7 +30,27 @@ CV2_FLAGS = {
 
 
 class JpegDecoder(Protocol):
-    def __call__(self, data: memoryview, info: ImageInfo, divisor: int) -> Pixels: ...
+    def __call__(self, data: memoryview, info: ImageInfo, divisor: int) -> Pixels:
+        """RGB pixels, which may lie where this thread's next ones will. Raises BadImage."""
+        ...
+
+
+class Scratch(threading.local):
+    """Memory that a thread decodes into again and again: warm in its cache, a sixth faster than fresh memory."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def take(self, num_bytes: int) -> np.ndarray | None:
+        """Room for so many bytes; none for images so large that fresh memory costs nothing beside decoding them."""
+        if num_bytes > SCRATCH_BYTES:
+            return None
+        if num_bytes > len(self._memory):
+            self._memory = np.empty(num_bytes, np.uint8)
+        return self._memory
+
+
+_scratch = Scratch()
 
 
 def decode_with_opencv(data: memoryview, info: ImageInfo, divisor: int) -> Pixels:
@@ -53,6 +75,7 @@ def decode_with_simplejpeg(data: memoryview, info: ImageInfo, divisor: int) -> P
             min_height=-(-info.height // divisor) if divisor > 1 else 0,
             min_width=-(-info.width // divisor) if divisor > 1 else 0,
             min_factor=divisor,
+            buffer=_scratch.take(3 * info.width * info.height),
             strict=False,
         )
     except ValueError as error:
@@ -79,7 +102,10 @@ def choose_divisor(width: float, height: float, size_px: int) -> int:
 
 
 def decode(data: memoryview, info: ImageInfo, *, divisor: int = 1, jpeg: JpegDecoder = decode_with_opencv) -> Pixels:
-    """RGB pixels as stored, before the EXIF orientation is applied. Raises BadImage."""
+    """RGB pixels as stored, before the EXIF orientation is applied; a JPEG's only until this thread decodes another.
+
+    Raises BadImage.
+    """
     if info.format == "jpeg" and not info.is_cmyk:
         return jpeg(data, info, divisor)
     pixels: Pixels = cv2.cvtColor(decode_any(data, info), cv2.COLOR_BGR2RGB)

@@ -10,7 +10,7 @@ from typing import Any
 import lance
 import pyarrow as pa
 
-from clipkit.store.schema import ORIENTATION, PRIMARY_KEY, Columns, is_blob
+from clipkit.store.schema import ORIENTATION, PRIMARY_KEY, UNCOMPRESSED, Columns, is_blob
 from clipkit.types import Scalar
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,9 @@ class Row:
 
 def base_schema(columns: Columns, *, image_is_blob: bool) -> pa.Schema:
     """The columns of every dataset that clipkit makes."""
-    image = lance.blob_field(columns.image) if image_is_blob else pa.field(columns.image, pa.large_binary())
+    image = pa.field(columns.image, pa.large_binary(), metadata=UNCOMPRESSED)
+    if image_is_blob:
+        image = lance.blob_field(columns.image)
     return pa.schema(
         [
             pa.field(columns.image_id, pa.string(), nullable=False, metadata=PRIMARY_KEY),

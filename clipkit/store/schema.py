@@ -10,6 +10,8 @@ from clipkit.errors import DataError
 
 # Upserts by several writers at once need a declared key, or Lance lets them insert an id twice.
 PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
+# Lance packs bytes with FSST unless told not to. An encoded image becomes 3 % smaller and three times slower to read.
+UNCOMPRESSED = {"lance-encoding:compression": "none"}
 PROVENANCE_KEY = "clipkit"  # schema metadata: JSON of source, format, options, clipkit version, counts
 ORIENTATION = "orientation"  # the EXIF orientation that the loader applies; only where some image has one
 
