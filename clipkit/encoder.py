@@ -26,7 +26,7 @@ from clipkit.hardware import choose_device
 from clipkit.ingest.header import BadImage
 from clipkit.models import DualEncoder, build_model
 from clipkit.runs import find_checkpoint, read_meta
-from clipkit.types import Tokenizer, Tokens
+from clipkit.types import Tokenizer
 
 WEIGHTS = "model.safetensors"
 T = TypeVar("T")
@@ -53,9 +53,7 @@ class Encoder:
         tokenizer = self.tokenizer
 
         def encode(part: Sequence[str]) -> Tensor:
-            tokens = tokenizer(part)
-            device = self.model.device
-            return self.model.encode_text(Tokens(tokens.input_ids.to(device), tokens.attention_mask.to(device)))
+            return self.model.encode_text(tokenizer(part).to(self.model.device))
 
         return self._encode(encode, texts, batch_size=batch_size)
 

@@ -55,6 +55,9 @@ class Tokens:
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
 
+    def to(self, device: torch.device) -> Tokens:
+        return Tokens(self.input_ids.to(device), self.attention_mask.to(device))
+
 
 class Tokenizer(Protocol):
     """Texts to `Tokens`; built in `data`, used by `data` and `encoder`, known to `models` by its sizes alone."""

@@ -121,6 +121,7 @@ class Config(Section):
             *_stored_features_are_named(self),
             *_batch_can_be_split(self.train),
             *_pixels_suffice(self.data),
+            *_remembered_is_frozen(self),
         ]
         if self.train.early_stopping and not (self.data.validation and self.train.validate_every):
             problems.append(("train.early_stopping", "needs `data.validation` and `train.validate_every`"))
@@ -152,3 +153,9 @@ def _pixels_suffice(data: DataConfig) -> Iterator[tuple[str, str]]:
         yield "data.augment.resize", f"must be at least `data.image_size`, {data.image_size}"
     if data.cache and data.cache < data.image_size:
         yield "data.cache", f"must be at least `data.image_size`, {data.image_size}"
+
+
+def _remembered_is_frozen(config: Config) -> Iterator[tuple[str, str]]:
+    text = config.model.text
+    if text.kind == "transformers" and text.remember and not config.optim.freezes_for_good("text_encoder"):
+        yield "model.text.remember", "needs an encoder that stays frozen: `optim.freeze: [text_encoder]`"

@@ -79,6 +79,9 @@ class TransformersText(Section):
     """The caption's vector: the first token's, or the mean over its tokens."""
     tokenizer: str | None = None
     """Another model's or folder's tokenizer than `name`'s."""
+    remember: bool = False
+    """Run an encoder that stays frozen once for each training caption, before the first step, and keep in memory
+    what it gives. A text encoder that starts from scratch under `freeze: pretrained` is trained, and runs as ever."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
 

@@ -88,6 +88,9 @@ class OptimConfig(Section):
             raise Conflicts(problems)
         return self
 
+    def freezes_for_good(self, group: str) -> bool:
+        return group in self.freeze and (not isinstance(self.freeze, dict) or self.freeze[group] == PRETRAINED)
+
     def settled(self, from_scratch: Collection[str]) -> OptimConfig:
         """What `freeze: {…: pretrained}` comes to, given the groups that start from scratch."""
         if not isinstance(self.freeze, dict):

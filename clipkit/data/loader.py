@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -20,6 +20,8 @@ from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
 from clipkit.store import Dataset
 from clipkit.types import Batch, ImageSpec, Tokenizer
+
+ROWS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,13 @@ class Loader:
     @property
     def steps_per_epoch(self) -> int:
         return order.steps_per_epoch(self._maker.order)
+
+    def captions(self) -> Iterator[str]:
+        """Every caption that a batch can have."""
+        for corpus in self._maker.corpora:
+            for start in range(0, len(corpus.rows), ROWS_AT_ONCE):
+                for captions in corpus.dataset.take_captions(corpus.rows[start : start + ROWS_AT_ONCE]):
+                    yield from captions or [""]
 
     def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch, None, None]:
         """Batches of the steps, over as many epochs as it takes; closing the iterator ends its threads."""

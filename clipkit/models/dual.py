@@ -74,8 +74,9 @@ class DualEncoder(nn.Module):
         return self._embed(self.image_head, self.image_encoder(images).flatten(1))
 
     def encode_text(self, texts: Tokens | torch.Tensor) -> torch.Tensor:
-        """Tokens, or stored features (B, F), to embeddings (B, D)."""
-        return self._embed(self.text_head, self.text_encoder(texts))
+        """Tokens, or what the encoder gave for them before (B, F), to embeddings (B, D)."""
+        features_BF = self.text_encoder(texts) if isinstance(texts, Tokens) else texts
+        return self._embed(self.text_head, features_BF)
 
     def forward(self, images: torch.Tensor, texts: Tokens | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.encode_image(images), self.encode_text(texts)

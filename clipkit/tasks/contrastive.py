@@ -6,7 +6,8 @@ Shapes: B this rank's pairs, D the embedding.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from clipkit.config import Config, Identity, InfoNCE, Loss, Ranking, Sigmoid, So
 from clipkit.distributed import shares
 from clipkit.models import DualEncoder, build_model
 from clipkit.models.dual import architecture, inputs
+from clipkit.tasks.remembered import RememberedTexts
 from clipkit.tasks.retrieval import embed_gallery
 from clipkit.types import Batch, Gallery, LossOutput, Tokenizer
 
@@ -32,8 +34,16 @@ class ContrastiveTask:
         self.model = model
         self._loss = loss
         self._even_shares = even_shares
+        self._remembered: RememberedTexts | None = None
+
+    def remember_texts(self, tokenizer: Tokenizer, texts: Callable[[], Iterable[str]]) -> None:
+        """Run the text encoder once for each of these, the texts of all batches to come: it must stay frozen."""
+        self._remembered = RememberedTexts(self.model.text_encoder, tokenizer, texts)
 
     def encode(self, batch: Batch) -> tuple[Tensor, ...]:
+        if self._remembered is not None:
+            features = self._remembered(batch.captions, device=self.model.device)
+            batch = replace(batch, tokens=None, text_features=features)
         image_BD, text_BD = self.model(*inputs(batch))
         return image_BD, text_BD
 

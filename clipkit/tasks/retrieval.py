@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clipkit.distributed import gather_arrays
 from clipkit.models import DualEncoder
-from clipkit.types import Gallery, Tokens
+from clipkit.types import Gallery
 
 log = logging.getLogger("clipkit.tasks")
 
@@ -56,7 +56,7 @@ def embed_gallery(
             num_undecodable += batch.num_replaced
             progress(len(batch))
         for positions, captions in gallery.text_batches(batch_size, rank, world):
-            texts.add(positions, model.encode_text(_on_device(captions, model.device)))
+            texts.add(positions, model.encode_text(captions.to(model.device)))
             progress(len(positions))
         if num_undecodable:
             log.warning("%d images cannot be decoded: they are measured as if they were black", num_undecodable)
@@ -65,12 +65,6 @@ def embed_gallery(
             images.whole(gallery.num_images, dim=dim, device=model.device),
             texts.whole(gallery.num_captions, dim=dim, device=model.device),
         )
-
-
-def _on_device(captions: Tokens | Tensor, device: torch.device) -> Tokens | Tensor:
-    if isinstance(captions, Tensor):
-        return captions.to(device)
-    return Tokens(captions.input_ids.to(device), captions.attention_mask.to(device))
 
 
 class _Rows:
