@@ -15,16 +15,16 @@ from torch import distributed as dist
 from torch import nn
 
 from clipkit import __version__, distributed
-from clipkit.config import Config
+from clipkit.config import Config, OptimConfig, TransformersText
 from clipkit.config_file import dump_config
 from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.order import Share
 from clipkit.errors import CheckpointError, DataError, TrainingError
-from clipkit.models import DualEncoder, load_matching
+from clipkit.models import load_matching
 from clipkit.runs import find_checkpoint, read_meta
 from clipkit.store import Dataset
-from clipkit.tasks import build_task
+from clipkit.tasks import ContrastiveTask, build_task
 from clipkit.train.checkpoint import CheckpointWriter, read_weights
 from clipkit.train.engine import Engine
 from clipkit.train.inputs import make_tokenizer, open_datasets, with_caches
@@ -151,7 +151,6 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
         datasets = with_caches(config, datasets, tokenizer)
     torch.manual_seed(config.run.seed)
     task = _make_task(session, tokenizer)
-    assert isinstance(task.model, DualEncoder)
     spec = task.model.image_spec
     loader = build_loader(
         config.data,
@@ -166,6 +165,8 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
     if not config.data.drop_last:
         check_last_batch(config.train, loader.num_samples % loader.batch_size)
     optim = config.optim.settled(config.model.from_scratch)
+    if _remembers_texts(config, optim) and tokenizer is not None:
+        task.remember_texts(tokenizer, loader.captions)
     plan = make_plan(config.train, optim, steps_per_epoch=loader.steps_per_epoch)
     if plan.total_steps is None and session.facts.get("total_steps"):
         plan = plan.with_total(int(session.facts["total_steps"]))
@@ -190,7 +191,12 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
     return Parts(config, tokenizer, task, loader, engine, validation, datasets, threads)
 
 
-def _make_task(session: Session, tokenizer: Tokenizer | None) -> Task:
+def _remembers_texts(config: Config, optim: OptimConfig) -> bool:
+    text = config.model.text
+    return isinstance(text, TransformersText) and text.remember and optim.freezes_for_good("text_encoder")
+
+
+def _make_task(session: Session, tokenizer: Tokenizer | None) -> ContrastiveTask:
     config = session.config
     if session.checkpoint is not None:  # its weights are loaded later, with the optimizer's state
         return build_task(config, tokenizer, saved=session.start["architecture"])
