@@ -39,6 +39,8 @@ def build_image_encoder(config: TimmImage, *, image_size: int, saved: dict[str, 
         options["pretrained_cfg_overlay"] = {"state_dict": weights}
     model = _create(source, pretrained=saved is None and (config.pretrained or weights is not None), options=options)
     model.pretrained_cfg["model_args"] = args
+    if saved is not None:  # the architecture's name alone stands for another set of weights, normalised otherwise
+        model.pretrained_cfg |= {"mean": saved["mean"], "std": saved["std"]}
     if weights is not None:
         _check_names(model, weights, file=config.weights or "")
     return _finish(model, config)

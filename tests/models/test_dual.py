@@ -1,5 +1,6 @@
 """The dual encoder put together: pixels, heads, recipes, temperature, adapters, warm starts."""
 
+import json
 import math
 from typing import Any
 
@@ -72,6 +73,16 @@ def test_mean_and_deviation_are_the_encoders_own_where_not_given(words: FastToke
     vit = model_config(image={"kind": "timm", "name": "vit_tiny_patch16_224"})
     assert build(words, vit).image_spec.mean == (0.5, 0.5, 0.5)
     assert build(words).image_spec.mean == (0.485, 0.456, 0.406)
+
+
+def test_a_checkpoint_keeps_the_normalisation_of_its_weights(words: FastTokenizer) -> None:
+    """Of one architecture timm has weights that want other means: the name in a checkpoint does not tell them apart."""
+    config = model_config(image={"kind": "timm", "name": "vit_small_patch16_224.dino"})
+    model = build(words, config)
+    assert model.image_spec.mean == (0.485, 0.456, 0.406)
+    again = build(words, config, saved=json.loads(json.dumps(architecture(model))))
+    assert again.image_spec == model.image_spec
+    assert architecture(again) == architecture(model)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
