@@ -84,7 +84,9 @@ class Run:
         write_text(self.folder / CONFIG, text)
 
     def lock(self) -> None:
-        """Hold the folder for training until this process ends."""
+        """Hold the folder for training until this process ends, or `unlock`."""
+        if self._lock is not None:
+            return
         handle = (self.folder / ".lock").open("a")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -44,8 +44,9 @@ def train(
 
     if not _is_main():
         logging.getLogger("clipkit").setLevel(logging.ERROR)  # of several processes one talks
-    session = open_session(config, sets or (), resume=resume, rerun=rerun)  # before the heavy imports
-    if not dry_run and _is_main():
+    trains_here = not dry_run and _is_main()
+    session = open_session(config, sets or (), resume=resume, rerun=rerun, hold=trains_here)  # before heavy imports
+    if trains_here:
         session.check_free()
 
     # Threads that wait for each other spin for a moment and then sleep: the loader's threads need the cores too.

@@ -42,26 +42,36 @@ class Session:
 
 
 def open_session(
-    config_file: Path | None, sets: Sequence[str] = (), *, resume: str | None = None, rerun: str | None = None
+    config_file: Path | None,
+    sets: Sequence[str] = (),
+    *,
+    resume: str | None = None,
+    rerun: str | None = None,
+    hold: bool = False,
 ) -> Session:
-    """Find out what is meant, and refuse what cannot be; nothing is written yet."""
+    """Find out what is meant, and refuse what cannot be; nothing is written yet.
+
+    With `hold` a run that is gone on with is held from now on, so that nobody trains in it while it is read.
+    """
     if resume and rerun:
         raise ConfigError("`--resume` and `--rerun` exclude each other", "resume goes on, rerun repeats from the start")
     if rerun:
         return _rerun(Run.open(rerun), config_file, sets)
     if resume and resume != "auto":
-        return _resume(Run.open(resume), config_file, sets)
+        return _resume(Run.open(resume), config_file, sets, hold=hold)
     if config_file is None:
         raise ConfigError("there is no config to train by", "give one: `clipkit train --config FILE`")
     config = load_config(config_file, sets)
     newest = _newest_run(config) if resume else None
     if newest is not None:
         log.info("resuming `%s`", newest.folder)
-        return _resume(newest, config_file, sets)
+        return _resume(newest, config_file, sets, hold=hold)
     return Session(config, config.run.folder)
 
 
-def _resume(run: Run, config_file: Path | None, sets: Sequence[str]) -> Session:
+def _resume(run: Run, config_file: Path | None, sets: Sequence[str], *, hold: bool) -> Session:
+    if hold:
+        run.lock()
     before = parse_config(run.config_text, source=str(run.folder / CONFIG))
     config = _config_of(run, config_file, sets)
     _compare(run, before, config)

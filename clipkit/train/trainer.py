@@ -238,7 +238,8 @@ class Trainer:
         if trouble is not None:
             self._on_nonfinite(facts.step, trouble)
         elif self.config.guards.alarms:
-            alarms = self.alarms.look(reading, self.engine.task, batch_size=self.plan.batch_size)
+            batch_size = self.plan.batch_size // self.config.accumulate  # a pair's negatives are of its own piece
+            alarms = self.alarms.look(reading, self.engine.task, batch_size=batch_size)
             self._give_alarms(facts.step, alarms)
 
     def _line(self, reading: Reading) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from clipkit.train.session import open_session
 
 Train = Callable[..., dict[str, Any]]
 Losses = Callable[[Path], list[tuple[int, float]]]
+RunCli = Callable[..., subprocess.CompletedProcess[str]]
 CHANGES = ("train.accumulate=2", "model.text.architecture.dropout=0.2", "data.workers=2")
 
 
@@ -138,6 +139,18 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
     train(None, resume=str(run))
     assert_same_run(run, uninterrupted, losses)
+
+
+def test_a_run_that_is_being_trained_is_not_gone_on_with(tmp_path: Path, config_file: Path, run_cli: RunCli) -> None:
+    run = tmp_path / "run"
+    sets = ("train.duration=100kst", "train.checkpoint_every=1st", "train.validate_every=null", "train.keep=1")
+    process = start("--config", config_file, *(part for change in sets for part in ("--set", change)))
+    assert wait_until(process, lambda: any(run.glob("checkpoints/step-*")))
+    second = run_cli("train", "--resume", run)
+    assert second.returncode == 1
+    assert f"another process is training in `{run}`" in second.stderr
+    process.kill()
+    process.communicate()
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path, config_file: Path) -> None:
