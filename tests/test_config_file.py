@@ -157,7 +157,11 @@ class TestProblems:
             ("optim: {betas: [0.9]}", "x.yaml:6: optim.betas: has too few values"),
             ("optim: {betas: [0.9, 1, 1]}", "x.yaml:6: optim.betas: must have 2 values, not 3"),
             ("optim: {betas: 0.9}", "x.yaml:6: optim.betas: must be a list, not `0.9`"),
-            ("optim: {betas: [0.9, 3]}", "x.yaml:6: optim.betas.1: must be at most 1, not `3`"),
+            ("optim: {betas: [0.9, 1]}", "x.yaml:6: optim.betas.1: must be less than 1, not `1`"),
+            (
+                "loss: {kind: infonce, temperature: 0.005}",
+                "x.yaml:6: loss.temperature: starts below `min_temperature`, 0.01",
+            ),
             ("train: {precision: fp8}", "x.yaml:6: train.precision: `fp8` is not one of auto | fp32 | bf16 | fp16"),
             ("train: {compile: maybe}", "x.yaml:6: train.compile: must be true or false, not `maybe`"),
             ("train: {duration: 10 epochs}", "x.yaml:6: train.duration: `10 epochs` is no duration; write 2000st"),

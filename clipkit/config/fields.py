@@ -58,7 +58,7 @@ Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False, title="number >= 0")]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1, title="number from 0 to 1")]
 Share = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1, title="number > 0, up to 1")]
-Dropout = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1, title="number >= 0, below 1")]
+BelowOne = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1, title="number >= 0, below 1")]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, title="whole number >= 1")]
 CountOrZero = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, title="whole number >= 0")]
 Duration = Annotated[str, BeforeValidator(_check_duration), Field(title="duration")]

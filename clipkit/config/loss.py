@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from clipkit.config.fields import Dropout, Number, Positive, Section
+from clipkit.config.fields import BelowOne, Conflicts, Number, Positive, Section
+
+L = TypeVar("L", "InfoNCE", "Sigmoid")
+
+
+def _starts_in_its_bounds(loss: L) -> L:
+    if loss.learn_temperature and loss.temperature < loss.min_temperature:
+        raise Conflicts([("temperature", f"starts below `min_temperature`, {loss.min_temperature}")])
+    return loss
 
 
 class InfoNCE(Section):
@@ -18,8 +26,10 @@ class InfoNCE(Section):
     """Train the temperature with the model."""
     min_temperature: Positive = 0.01
     """A learned temperature is kept from falling below."""
-    label_smoothing: Dropout = 0.0
+    label_smoothing: BelowOne = 0.0
     """The share of the target that is spread over the whole batch."""
+
+    _check = model_validator(mode="after")(_starts_in_its_bounds)
 
 
 class Sigmoid(Section):
@@ -33,6 +43,8 @@ class Sigmoid(Section):
     """Train the temperature and the bias with the model."""
     min_temperature: Positive = 0.005
     """A learned temperature is kept from falling below."""
+
+    _check = model_validator(mode="after")(_starts_in_its_bounds)
 
 
 class SoftTargets(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clipkit.config.fields import Conflicts, Count, CountOrZero, Dropout, Positive, Section
+from clipkit.config.fields import BelowOne, Conflicts, Count, CountOrZero, Positive, Section
 
 
 class TimmImage(Section):
@@ -22,9 +22,9 @@ class TimmImage(Section):
     """timm's pooling: avg, max, token, map …; `none` keeps every position, flattened; the model's own when left out."""
     num_classes: CountOrZero = 0
     """Keep timm's classifier with so many outputs as the feature; 0 takes the pooled feature."""
-    drop_rate: Dropout = 0.0
+    drop_rate: BelowOne = 0.0
     """Dropout before the encoder's output."""
-    drop_path_rate: Dropout = 0.0
+    drop_path_rate: BelowOne = 0.0
     """Stochastic depth: the share of residual branches that are left out in training."""
     norm: Literal["batch", "frozen", "sync"] = "batch"
     """BatchNorm as it is, with its statistics frozen, or synchronised over GPUs."""
@@ -52,7 +52,7 @@ class TextArchitecture(Section):
     """Attention heads; `hidden_size` must be a multiple."""
     intermediate_size: Count | None = None
     """Width of the feed-forward layers; four times `hidden_size` when left out."""
-    dropout: Dropout = 0.1
+    dropout: BelowOne = 0.1
     """Of the layers' outputs and of attention."""
     initializer_range: Positive = 0.02
     """Standard deviation of the initial weights and token embeddings."""
@@ -102,7 +102,7 @@ class FeatureText(Section):
 class ResidualHead(Section):
     kind: Literal["residual"] = "residual"
     """p = linear(x); LayerNorm(dropout(linear(GELU(p))) + p)."""
-    dropout: Dropout = 0.1
+    dropout: BelowOne = 0.1
     """In training, the share of the head's activations that are set to 0."""
 
 
@@ -128,7 +128,7 @@ class LoraConfig(Section):
     """Width of the adapters."""
     alpha: Positive = 16.0
     """The adapters' output is scaled by `alpha / rank`."""
-    dropout: Dropout = 0.0
+    dropout: BelowOne = 0.0
     """Dropout before the adapters."""
     encoders: tuple[Literal["image_encoder", "text_encoder"], ...] = ("image_encoder", "text_encoder")
     """Which encoders get adapters; what they had is frozen."""

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from clipkit.config.fields import (
     PRETRAINED,
+    BelowOne,
     Conflicts,
     Fraction,
     Frozen,
@@ -59,7 +60,7 @@ Freeze = Annotated[
 class OptimConfig(Section):
     kind: Literal["adamw", "adam"] = "adamw"
     """Weight decay apart from the gradient (AdamW) or added to it (Adam)."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.98)
     """How slowly the means of the gradient and of its square forget."""
     eps: Positive = 1e-6
     """Added to the denominator of the update."""

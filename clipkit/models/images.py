@@ -42,6 +42,7 @@ def build_image_encoder(config: TimmImage, *, image_size: int, saved: dict[str, 
     if saved is not None:  # the architecture's name alone stands for another set of weights, normalised otherwise
         model.pretrained_cfg |= {"mean": saved["mean"], "std": saved["std"]}
     if weights is not None:
+        del model.pretrained_cfg["state_dict"]  # else they stay in memory for as long as the model
         _check_names(model, weights, file=config.weights or "")
     return _finish(model, config)
 

@@ -2,10 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -186,3 +189,18 @@ def test_a_warm_start_takes_another_loss_but_no_other_model(words: FastTokenizer
         load_matching(build(words, model_config(embedding_dim=8)), source.state_dict(), source="runs/a")
     with pytest.raises(CheckpointError, match="`runs/a` holds another model"):
         load_matching(build(words, model_config(head={"kind": "residual"})), source.state_dict(), source="runs/a")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_medium_patch16_reg4_gap_256"])
+def test_a_warm_start_takes_images_of_another_size(words: FastTokenizer, name: str, tmp_path: Path) -> None:
+    config = model_config(image={"kind": "timm", "name": name})
+    source = build(words, config)
+    target = build(words, config, image_size=96)
+    load_matching(target, source.state_dict(), source="runs/a")
+    path = tmp_path / "weights.safetensors"
+    encoder = timm.create_model(name, img_size=SIZE, num_classes=0)
+    encoder.load_state_dict(source.image_encoder.state_dict())
+    save_file(encoder.state_dict(), path)
+    published = build(words, model_config(image={"kind": "timm", "name": name, "weights": str(path)}), image_size=96)
+    torch.testing.assert_close(target.image_encoder.state_dict(), published.image_encoder.state_dict())
+    assert target.image_encoder.pos_embed.shape != source.image_encoder.pos_embed.shape

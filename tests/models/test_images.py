@@ -53,6 +53,7 @@ def test_local_weights_are_loaded_whole(tmp_path: Path, suffix: str, num_classes
     assert len(loaded) == len(source.state_dict()) - (0 if num_classes else 2)
     for name, tensor in loaded.items():
         torch.testing.assert_close(tensor, source.state_dict()[name], msg=name)
+    assert not any(isinstance(value, dict) and "conv1.weight" in value for value in encoder.pretrained_cfg.values())
 
 
 def test_position_embeddings_are_resampled_to_the_image_size(tmp_path: Path) -> None:

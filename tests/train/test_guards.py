@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +102,16 @@ def test_an_alarm_names_a_cause(name: str, values: dict[str, float]) -> None:
     found = alarms_of(*(reading(WINDOW + step, **values) for step in range(WINDOW + 1)))
     assert list(found) == [name]
     assert ":" in found[name]
+
+
+def test_chance_is_that_of_the_pieces_that_a_batch_is_worked_off_in(
+    config_file: Path, train: Callable[..., dict[str, Any]]
+) -> None:
+    still = [f"optim.groups.{group}.lr=0" for group in ("image_encoder", "text_encoder", "heads")]
+    sizes = ["train.batch_size=16", "train.accumulate=4", f"train.duration={2 * WINDOW + 1}st"]
+    train(config_file, *still, *sizes, "train.validate_every=null", "train.checkpoint_every=null")
+    lines = [json.loads(line) for line in (config_file.parent / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert "chance" in {line.get("alarm") for line in lines}
 
 
 def test_a_jump_of_the_gradient() -> None:
