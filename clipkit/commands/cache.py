@@ -1,4 +1,4 @@
-"""`clipkit cache`."""
+"""`clipkit cache`: a column of decoded pixels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def register(app: typer.Typer) -> None:
 
 
 def cache(
-    dataset: Annotated[str, typer.Argument(help="The Lance dataset.")],
-    size: Annotated[int, typer.Option(min=16, max=4096, help="Side of the cached squares in pixels.")] = 256,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path of the Lance dataset.")],
+    size: Annotated[int, typer.Option(metavar="PX", min=16, max=4096, help="Side of the cached squares.")] = 256,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it costs and gains, and write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Keep decoded pixels in the dataset, for training at speed."""
     from tqdm import tqdm

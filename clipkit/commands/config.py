@@ -16,12 +16,14 @@ def register(app: typer.Typer) -> None:
 
 
 def config(
-    file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Print this file resolved.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="Print this file in full.")
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the file; repeatable."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """List every key of a config, or print a config file in full."""
     from dataclasses import asdict

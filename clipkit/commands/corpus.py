@@ -16,8 +16,12 @@ def export_corpus(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path or URI of the Lance dataset.")],
     out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; it must not be there yet.")],
     format: Annotated[Literal["webdataset", "imagefolder", "coco"], typer.Option(help="What to write.")],
-    where: Annotated[str | None, typer.Option(help="SQL over the columns that chooses the rows.")] = None,
-    version: Annotated[str | None, typer.Option(help="A version's number or tag; the newest when left out.")] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="SQL", help="SQL over the columns that chooses the rows.")
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="A version's number or tag; the newest when left out.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Write images and captions back out in a common format."""
@@ -26,10 +30,9 @@ def export_corpus(
     from clipkit import console
     from clipkit.corpus_export import export_corpus
 
-    at = int(version) if version is not None and version.isdigit() else version
     with tqdm(unit=" rows", desc="exporting", disable=None) as bar:
         rows = export_corpus(
-            dataset, out, format=format, where=where, version=at, progress=lambda number: bar.update(number)
+            dataset, out, format=format, where=where, version=version, progress=lambda number: bar.update(number)
         )
     if as_json:
         console.print_json({"rows": rows, "format": format, "out": str(out)})

@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 def info(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path or URI of the Lance dataset.")],
-    version: Annotated[str | None, typer.Option(help="A version's number or tag; the newest when left out.")] = None,
+    version: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="A version's number or tag; the newest when left out.")
+    ] = None,
     leaks: Annotated[
         bool, typer.Option("--leaks", help="Look for images that stand in two splits, the same or nearly so.")
     ] = False,
@@ -29,9 +31,8 @@ def info(
     from clipkit import console
     from clipkit.info import describe
 
-    at = int(version) if version is not None and version.isdigit() else version
-    found = describe(dataset, version=at)
-    leaked = _find_leaks(dataset, at, found.rows) if leaks else None
+    found = describe(dataset, version=version)
+    leaked = _find_leaks(dataset, version, found.rows) if leaks else None
     if as_json:
         console.print_json({**found.as_json(), **({"leaks": leaked.as_json()} if leaked else {})})
         return
@@ -40,7 +41,7 @@ def info(
         console.print_result("\n" + _leaks(leaked))
 
 
-def _find_leaks(dataset: str, version: int | str | None, num_rows: int) -> Leaks:
+def _find_leaks(dataset: str, version: str | None, num_rows: int) -> Leaks:
     from tqdm import tqdm
 
     from clipkit.leaks import find_leaks

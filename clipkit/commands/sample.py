@@ -22,8 +22,10 @@ def _sample() -> None:
 @app.command()
 def shapes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write, new or empty.")],
-    num_images: Annotated[int, typer.Option(min=12, help="How many images; 500 are for testing, or a sixth.")] = 3000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    num_images: Annotated[
+        int, typer.Option(metavar="N", min=12, help="How many images; 500 are for testing, or a sixth.")
+    ] = 3000,
+    seed: Annotated[int, typer.Option(metavar="N", help="The same seed gives the same bytes.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Rendered scenes of two or three shapes with five captions each, in the format of Kaggle's Flickr8k."""

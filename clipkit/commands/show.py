@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+DEFAULT_OUT = Path("sheet.png")
+
 
 def register(app: typer.Typer) -> None:
     app.command()(show)
@@ -14,16 +16,21 @@ def register(app: typer.Typer) -> None:
 
 def show(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path or URI of the Lance dataset.")],
-    num: Annotated[int, typer.Option(min=1, help="How many images, spread over the rows.")] = 24,
-    where: Annotated[str | None, typer.Option(help="SQL over the columns, such as \"split = 'test'\".")] = None,
-    out: Annotated[Path, typer.Option(help="The file to write: a picture, or a page (.html).")] = Path("sheet.png"),
-    version: Annotated[str | None, typer.Option(help="A version's number or tag; the newest when left out.")] = None,
+    num: Annotated[int, typer.Option(metavar="N", min=1, help="How many images, spread over the rows.")] = 24,
+    where: Annotated[
+        str | None, typer.Option(metavar="SQL", help="SQL over the columns, such as \"split = 'test'\".")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The file to write: a picture, or a page (.html).")
+    ] = DEFAULT_OUT,
+    version: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="A version's number or tag; the newest when left out.")
+    ] = None,
 ) -> None:
     """Draw images with their captions into a picture or a page."""
     from clipkit import console
     from clipkit.show import save_sheet
 
-    at = int(version) if version is not None and version.isdigit() else version
-    shown = save_sheet(dataset, out, num=num, where=where, version=at)
+    shown = save_sheet(dataset, out, num=num, where=where, version=version)
     console.say(f"{shown} images")
     console.print_result(str(out))

@@ -41,8 +41,8 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
             "a file has `images` and `annotations` with captions, or `images` with `sentences`",
         )
     for file in files:
-        base = source if source.is_dir() else _base_of(file)
-        folder = options.image_dir or find_image_folder(base, _image_names(file), allow_outside=options.allow_outside)
+        names = _image_names(file)
+        folder = options.image_dir or find_image_folder(_base_of(file), names, allow_outside=options.allow_outside)
         root = Root(folder, allow_outside=options.allow_outside)
         read_file = _read_karpathy if _is_karpathy(file) else _read_coco
         yield from read_file(file, root, options)

@@ -21,13 +21,15 @@ Rows = np.ndarray  # int64 offsets of rows in one version of the dataset
 class Dataset:
     """One version of a Lance dataset of images and captions.
 
-    Rows are named by their offset in that version, as `lance.LanceDataset.take` counts them. Pickles to its
-    address and version.
+    `version` is a number or a tag. Rows are named by their offset in that version, as `lance.LanceDataset.take`
+    counts them. Pickles to its address and version.
     """
 
     def __init__(self, uri: str | Path, *, version: int | str | None = None, columns: Columns | None = None) -> None:
         self.uri = str(uri)
         self.columns = columns or Columns()
+        if isinstance(version, str) and version.isdigit():
+            version = int(version)
         try:
             self.lance = lance.dataset(self.uri, version=version)
         except (ValueError, OSError) as error:

@@ -126,6 +126,17 @@ def test_what_does_not_join_is_rejected(tmp_path: Path, image_folder: Path) -> N
     assert rejected == {("77", "the image is not listed in `images`"), ("000005.jpg", "no caption")}
 
 
+def test_the_folder_of_annotations_alone(tmp_path: Path, image_folder: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2014").mkdir()
+    (tmp_path / "val2014" / "1.jpg").write_bytes(make_image(1))
+    content = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "c"}]}
+    (tmp_path / "annotations" / "captions_val2014.json").write_text(json.dumps(content))
+    [record] = ingest.read(str(tmp_path / "annotations"), ReadOptions())
+    assert isinstance(record, Record)
+    assert image_bytes(record) == make_image(1)
+
+
 def test_images_without_a_name(tmp_path: Path, image_folder: Path) -> None:
     annotations = [{"image_id": number, "caption": "c"} for number in (1, 2, 3)]
     images = [{"id": 1, "file_name": "000001.jpg"}, {"id": 2, "file_name": None}, {"id": 3}]
