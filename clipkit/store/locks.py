@@ -47,6 +47,17 @@ def exclusive(uri: str) -> Iterator[Path]:
         os.close(handle)
 
 
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, once whoever has it lets go: for a file there that ingests into several datasets share."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _acquire(uri: str, folder: Path) -> int:
     """A descriptor that holds the lock on `folder/lock`."""
     path = folder / "lock"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import DataError
-from clipkit.store.locks import is_remote
+from clipkit.store.locks import folder_lock, is_remote
 from clipkit.store.staging import write_whole
 
 FILE_NAME = "rejected.jsonl"
@@ -31,20 +31,20 @@ def record_rejections(uri: str, rejected: Iterable[Line], *, settled: Container[
     path = rejections_path(uri)
     name = dataset_name(uri)
     rejected = list(rejected)
-    if not path.exists() and not rejected:
-        return None
     again = {line["id"] for line in rejected}
-    kept = [
-        line
-        for line in read_rejections(path)
-        if line.get("dataset") != name
-        or (settled is not None and line.get("id") not in settled and line.get("id") not in again)
-    ]
-    lines = [*kept, *({**line, "dataset": name} for line in rejected)]
-    if lines:
-        write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    else:
-        path.unlink(missing_ok=True)
+    with folder_lock(path.parent):
+        before = list(read_rejections(path))
+        kept = [
+            line
+            for line in before
+            if line.get("dataset") != name
+            or (settled is not None and line.get("id") not in settled and line.get("id") not in again)
+        ]
+        lines = [*kept, *({**line, "dataset": name} for line in rejected)]
+        if not lines:
+            path.unlink(missing_ok=True)
+        elif lines != before:
+            write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return path if any(line.get("dataset") == name for line in lines) else None
 
 
