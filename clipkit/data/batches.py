@@ -148,12 +148,11 @@ class BatchMaker:
         if self._images is None or work.pixels is None:
             return
         started, decode_s = time.perf_counter(), 0.0
-        sizes = work.texts.sizes
         for i in range(start, stop):
             try:
                 decode_s += self._images.render(
                     work.sources[i],
-                    sizes[i] if sizes else None,
+                    work.texts.orientations[i],
                     work.uniforms[i] if work.uniforms else None,
                     work.pixels[i],
                 )
@@ -287,12 +286,11 @@ def _merge(parts: Sequence[tuple[np.ndarray, Work]], drawn: Draw) -> Work:
         return torch.cat(present)[places] if present else None
 
     ids = [work.texts.token_ids for work in works if work.texts.token_ids is not None]
-    sizes = [work.texts.sizes for work in works if work.texts.sizes is not None]
     texts = Texts(
         scatter([work.texts.image_ids for work in works]),
         scatter([work.texts.captions for work in works]),
         scatter(ids) if len(ids) == len(works) else None,
-        scatter(sizes) if len(sizes) == len(works) else None,
+        scatter([work.texts.orientations for work in works]),
     )
     numbers = [work.uniforms for work in works if work.uniforms is not None]
     return Work(

@@ -22,17 +22,16 @@ from clipkit.types import Tokenizer
 
 CAPTION_PURPOSE = 1
 AHEAD = 256  # captions at a time, so that the batch at hand is not kept waiting
-SIZE_COLUMNS = ("width", "height", ORIENTATION)
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Ids, chosen captions and (where they are stored) sizes of some rows."""
+    """Ids, chosen captions and orientations of some rows."""
 
     image_ids: list[str]
     captions: list[str]
     token_ids: list[np.ndarray] | None  # of the captions, where the dataset keeps them
-    sizes: list[tuple[int, int, int]] | None  # width, height, orientation
+    orientations: list[int | None]  # EXIF orientations that the dataset holds; None where only the file tells
 
 
 class Corpus:
@@ -51,8 +50,7 @@ class Corpus:
         self._seed = seed
         self._pid = os.getpid()
         schema = set(dataset.schema.names)
-        self._size_names = [name for name in SIZE_COLUMNS if name in schema]
-        self._has_sizes = {"width", "height"} <= schema
+        self._has_orientations = ORIENTATION in schema
         self._token_column = token_column if token_column in schema else None
         self._needs_captions = config.features.text is None
         for role, column in (("image", config.features.image), ("text", config.features.text)):
@@ -60,7 +58,9 @@ class Corpus:
                 check_vectors(dataset, column, f"data.features.{role}")
         names = [dataset.columns.image_id]
         if self._needs_captions:
-            names += [dataset.columns.captions, *self._size_names]
+            names.append(dataset.columns.captions)
+        if self._has_orientations:
+            names.append(ORIENTATION)
         if self._token_column is not None:
             names.append(self._token_column)
         self._small = SmallColumns(dataset, names)
@@ -90,13 +90,14 @@ class Corpus:
         return np.searchsorted(self._first_sample, samples, side="right") - 1
 
     def texts(self, samples: np.ndarray, epochs: np.ndarray) -> Texts:
-        """Ids, the caption that each sample takes in its epoch, and sizes."""
+        """Ids, the caption that each sample takes in its epoch, and orientations."""
         self.refuse_fork()
         places = self.places_of(samples)
         rows = self.rows[places]
         values = self._small.take(rows)
+        ids, orientations = values.column(0).to_pylist(), self._orientations(values)
         if not self._needs_captions:
-            return Texts(values.column(0).to_pylist(), [""] * len(rows), None, None)
+            return Texts(ids, [""] * len(rows), None, orientations)
         captions = as_captions(values.column(1))
         if self._first_sample is not None:
             numbers = (samples - self._first_sample[places]).tolist()
@@ -104,7 +105,7 @@ class Corpus:
             draws = uniforms(self._caption_key, rows, epochs, count=1)[:, 0].tolist()
             numbers = [self._choose(texts, draw) for texts, draw in zip(captions, draws, strict=True)]
         chosen = [texts[number] if texts else "" for texts, number in zip(captions, numbers, strict=True)]
-        return Texts(values.column(0).to_pylist(), chosen, self._token_ids(values, numbers), self._sizes(values))
+        return Texts(ids, chosen, self._token_ids(values, numbers), orientations)
 
     def tokenize_ahead(self, tokenizer: Tokenizer) -> None:
         """Once the captions are in memory, let the tokenizer see them all, if it can remember so many."""
@@ -164,15 +165,10 @@ class Corpus:
         chosen = (first[:-1] + np.array(numbers)).tolist()
         return [ids[ends[text] : ends[text + 1]] for text in chosen]
 
-    def _sizes(self, values: pa.RecordBatch) -> list[tuple[int, int, int]] | None:
-        if not self._has_sizes:
-            return None
-        widths, heights = values.column("width").to_pylist(), values.column("height").to_pylist()
-        if ORIENTATION in self._size_names:
-            turns = [turn or 1 for turn in values.column(ORIENTATION).to_pylist()]
-        else:
-            turns = [1] * len(widths)
-        return list(zip(widths, heights, turns, strict=True))
+    def _orientations(self, values: pa.RecordBatch) -> list[int | None]:
+        if not self._has_orientations:
+            return [None] * len(values)
+        return [orientation or 1 for orientation in values.column(ORIENTATION).to_pylist()]
 
 
 def open_corpora(

@@ -14,10 +14,9 @@ from clipkit.data.corpus import Corpus
 from clipkit.data.decode import JpegDecoder, Pixels, choose_divisor, decode, fastest_decoder
 from clipkit.data.transforms import augment_pixels, crop_box, cut_and_resize
 from clipkit.errors import DataError
-from clipkit.ingest.header import BadImage, ImageInfo, parse_header
+from clipkit.ingest.header import BadImage, parse_header
 from clipkit.ingest.image import turn_upright
 
-Size = tuple[int, int, int]  # width, height, EXIF orientation
 Source = memoryview | Pixels | None
 CACHE_PREFIX = "pixels_"
 
@@ -27,8 +26,12 @@ class Images(Protocol):
 
     def fetch(self, corpus: Corpus, rows: np.ndarray) -> Sequence[Source]: ...
 
-    def render(self, source: Source, size: Size | None, uniforms: Sequence[float] | None, out: Pixels) -> float:
-        """Fill `out`; gives the seconds that decoding took. Raises BadImage. No uniform numbers: as in validation."""
+    def render(self, source: Source, orientation: int | None, uniforms: Sequence[float] | None, out: Pixels) -> float:
+        """Fill `out`; gives the seconds that decoding took. Raises BadImage.
+
+        `orientation` is the EXIF orientation where the dataset holds one, which goes before the file's. No uniform
+        numbers: as in validation.
+        """
         ...
 
 
@@ -40,12 +43,14 @@ class EncodedImages:
     def fetch(self, corpus: Corpus, rows: np.ndarray) -> Sequence[memoryview]:
         return corpus.images(rows)
 
-    def render(self, source: Source, size: Size | None, uniforms: Sequence[float] | None, out: Pixels) -> float:
+    def render(self, source: Source, orientation: int | None, uniforms: Sequence[float] | None, out: Pixels) -> float:
         assert isinstance(source, memoryview)
         if not source.nbytes:
             raise BadImage("empty")
         started = time.perf_counter()
-        info, orientation = _header(source, size)
+        info = parse_header(source)
+        if orientation is None:
+            orientation = info.orientation
         width, height = info.width, info.height
         if orientation >= 5:
             width, height = height, width
@@ -72,7 +77,7 @@ class CachedPixels:
     def fetch(self, corpus: Corpus, rows: np.ndarray) -> Sequence[Pixels | None]:
         return corpus.pixels(rows, cache_column(self.side_px))
 
-    def render(self, source: Source, size: Size | None, uniforms: Sequence[float] | None, out: Pixels) -> float:
+    def render(self, source: Source, orientation: int | None, uniforms: Sequence[float] | None, out: Pixels) -> float:
         if source is None:
             raise BadImage("its pixels are not in the cache")
         assert isinstance(source, np.ndarray)
@@ -101,9 +106,3 @@ def choose_images(config: DataConfig, corpora: Sequence[Corpus]) -> Images | Non
 
 def cache_column(side_px: int) -> str:
     return f"{CACHE_PREFIX}{side_px}"
-
-
-def _header(data: memoryview, size: Size | None) -> tuple[ImageInfo, int]:
-    """Format, stored size and orientation; the dataset's own columns go before the file's header."""
-    info = parse_header(data)
-    return info, size[2] if size is not None else info.orientation

@@ -341,11 +341,16 @@ def test_exif_orientation_is_applied(write_dataset: Any, jpeg: Jpeg) -> None:
 
 
 def test_the_orientation_column_goes_before_the_file(write_dataset: Any, jpeg: Jpeg) -> None:
-    sizes = {"width": pa.array([64] * 2, pa.int32()), "height": pa.array([32] * 2, pa.int32())}
-    path = write_dataset([jpeg(64, 32, seed=3)] * 2, None, orientation=pa.array([3, None], pa.int8()), **sizes)
-    (batch,) = batches_of(loader_of(path, batch_size=2, shuffle=False), stop=1)
-    assert batch.images is not None
-    assert torch.equal(batch.images[0].flip(0, 1), batch.images[1])
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned = jpeg(64, 32, seed=3, exif=exif)
+    stored = write_dataset([turned] * 2, None, orientation=pa.array([3, None], pa.int8()))
+    sources = [{"dataset": stored}, {"dataset": write_dataset([turned] * 2)}]
+    loader = loader_of("", dataset=None, sources=sources, batch_size=4, shuffle=False)
+    (batch,) = batches_of(loader, stop=1)
+    images = {row: batch.images[i] for i, row in enumerate(batch.rows.tolist()) if batch.images is not None}
+    assert torch.equal(images[0].flip(0, 1), images[1])
+    assert all(torch.equal(images[0], images[row]) for row in (2, 3))  # no column: as the file says
 
 
 def test_large_texts_are_read_with_the_batch(plain_dataset: str) -> None:
