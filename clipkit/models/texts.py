@@ -153,6 +153,12 @@ def _check_fits(config: PretrainedConfig, tokenizer: Tokenizer, *, name: str) ->
         )
 
 
+def write_out_attention(encoder: nn.Module) -> None:
+    """Compute attention as plain matrix products in place of torch's fused kernel: more memory, the same values."""
+    if isinstance(encoder, TextEncoder):
+        encoder.model.set_attn_implementation("eager")
+
+
 def describe(encoder: TextEncoder) -> dict[str, Any]:
     """JSON that builds this text encoder again, without its folder or the hub."""
     return dict(encoder.model.config.to_dict())

@@ -27,7 +27,7 @@ from clipkit import hub
 from clipkit.config import TransformersText
 from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
 from clipkit.errors import ModelError
-from clipkit.models.texts import build_text_encoder, describe
+from clipkit.models.texts import build_text_encoder, describe, write_out_attention
 from clipkit.types import Tokens
 
 CAPTIONS = ["a red circle is left of a blue star", "two dogs run over the wet grass", "một con chó đứng"]
@@ -145,6 +145,17 @@ def test_other_families_work(name: str, words: FastTokenizer, tmp_path: Path) ->
     vectors.sum().backward()
     assert vectors.shape == (3, 32)
     assert [n for n, p in encoder.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["distilbert", "mpnet"])
+def test_attention_written_out_gives_the_same(name: str, words: FastTokenizer, tmp_path: Path) -> None:
+    family(name, words.vocab_size).save_pretrained(tmp_path)
+    encoder = build_text_encoder(TransformersText(name=str(tmp_path)), tokenizer=words).eval()
+    before, saved = encoder(words(CAPTIONS)), describe(encoder)
+    write_out_attention(encoder)
+    assert encoder.model.config._attn_implementation == "eager"
+    torch.testing.assert_close(encoder(words(CAPTIONS)), before)
+    assert describe(encoder) == saved
 
 
 def test_a_model_of_more_than_text_is_refused(words: FastTokenizer, tmp_path: Path) -> None:

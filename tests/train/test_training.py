@@ -10,6 +10,7 @@ from typing import Any
 
 import lance
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from clipkit import training
@@ -48,6 +49,20 @@ def test_a_run_leaves_its_numbers_its_config_and_its_checkpoints(
     assert json.loads((run / "status.json").read_text())["state"] == "done"
     assert (summary["step"], summary["reason"], summary["exit_code"]) == (12, "done", 0)
     assert parse_config((run / "config.yaml").read_text(), source="config").run.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("sets", "attention"),
+    [
+        (["train.precision=bf16"], "eager"),
+        (["train.precision=bf16", "data.max_tokens=256"], "sdpa"),
+        (["train.precision=fp32"], "sdpa"),
+    ],
+)
+def test_attention_is_what_is_fastest_here(config_file: Path, sets: list[str], attention: str) -> None:
+    parts = training.build_parts(open_session(config_file, sets), torch.device("cpu"))
+    parts.loader.close()
+    assert parts.task.model.text_encoder.model.config._attn_implementation == attention
 
 
 def test_the_dataset_version_is_tagged_and_kept(
