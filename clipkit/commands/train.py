@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,6 @@ from clipkit import console
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-    from clipkit.train.trainer import Progress
 
 log = logging.getLogger("clipkit.train")
 
@@ -59,7 +58,8 @@ def train(
         if _is_main():
             console.print_json(result) if as_json else _print_groups(result)
         return
-    summary = training.train(session, progress=_make_progress(session.config.run.name, session.step))
+    with closing(_make_progress(session.config.run.name, session.step)) as progress:
+        summary = training.train(session, progress=progress)
     if not _is_main():
         raise typer.Exit(summary["exit_code"])
     console.print_json(summary) if as_json else _print_summary(summary)
@@ -109,7 +109,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     console.print_result("\n".join(lines))
 
 
-def _make_progress(name: str, step: int) -> Progress:
+def _make_progress(name: str, step: int) -> Bar | NoBar:
     return Bar(name, step) if _is_main() else NoBar()
 
 

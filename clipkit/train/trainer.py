@@ -42,7 +42,6 @@ class Progress(Protocol):
 
     def update(self, step: int, total: int | None, fields: Mapping[str, Any]) -> None: ...
     def validation(self, line: Mapping[str, Any]) -> None: ...
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +120,6 @@ class Trainer:
                     if self._finished():
                         break
             self.record.finish()
-        self.progress.close()
         stopped = self.stopping and not self._complete()
         return Outcome(
             reason=self.reason or ("stopped" if stopped else "done"),

@@ -122,7 +122,6 @@ class Clock:
         self.times.append(time.perf_counter())
 
     def validation(self, line: object) -> None: ...
-    def close(self) -> None: ...
 
 
 def images_per_s(times: list[float]) -> float:
