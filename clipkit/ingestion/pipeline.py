@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -124,10 +125,10 @@ def _items(source: str, number: int, job: Job, writer: DatasetWriter) -> Iterato
                 "start over with --overwrite",
             )
         yield from items
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:  # the last two of what is compressed, and cut short or damaged
         raise DataError(
-            f"`{source}` cannot be read any more: {error}",
-            "once it is back, give the same command again with --resume: what is finished is kept",
+            f"`{source}` cannot be read any further: {error}",
+            "once it is mended, give the same command again with --resume: what is finished is kept",
         ) from error
 
 

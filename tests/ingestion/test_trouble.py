@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
@@ -112,6 +113,16 @@ def test_a_source_that_vanishes(make_corpus: MakeCorpus, tmp_path: Path) -> None
     summary = ingest([str(corpus)], str(out), IngestOptions(resume=True))
     assert (summary.total_rows, summary.rejected) == (3000, 0)
     assert rejected_lines(tmp_path) == []
+
+
+def test_a_compressed_source_that_is_cut_short(make_corpus: MakeCorpus, tmp_path: Path) -> None:
+    corpus = make_corpus(range(10))
+    rows = [f"Images/{number % 10:06d}.jpg,{number * 7919} words" for number in range(2000)]
+    whole = gzip.compress("\n".join(["path,text", *rows]).encode())
+    (corpus / "table.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be read any further"):
+        ingest([str(corpus / "table.csv.gz")], str(tmp_path / "o.lance"), IngestOptions())
+    assert not (tmp_path / "o.lance").exists()
 
 
 def test_a_source_that_changed_is_not_mixed(large_corpus: Path, tmp_path: Path) -> None:
