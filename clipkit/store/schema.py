@@ -66,5 +66,5 @@ def check_columns(schema: pa.Schema, columns: Columns, *, uri: str) -> None:
     if not is_text(schema.field(columns.image_id).type):
         raise DataError(
             f"the id column `{columns.image_id}` of `{uri}` is {schema.field(columns.image_id).type}, not text",
-            "name another column with `data.image_id_column`",
+            f"name another column with `data.image_id_column`, or make a copy: `clipkit ingest {uri} NEW.lance`",
         )

@@ -271,7 +271,9 @@ def test_a_row_without_captions_is_replaced(write_dataset: Any, jpeg: Jpeg, feat
 
 
 def test_columns_that_do_not_fit_are_refused(write_dataset: Any, jpeg: Jpeg) -> None:
-    path = write_dataset([jpeg(20, 20)] * 20, None, ragged=pa.array([[1.0]] * 20))
+    path = write_dataset([jpeg(20, 20)] * 20, None, ragged=pa.array([[1.0]] * 20), number=pa.array(range(20)))
+    with pytest.raises(DataError, match=r"the id column `number` .* is int64, not text"):
+        loader_of(path, image_id_column="number")
     for wish in ({"features": {"image": "captions"}}, {"hard_negatives": {"column": "ragged"}}):
         with pytest.raises(DataError, match="not vectors of one size"):
             loader_of(path, **wish)
@@ -362,6 +364,19 @@ def test_large_texts_are_read_with_the_batch(plain_dataset: str) -> None:
     corpus.close()
     assert not corpus._small.in_memory
     assert corpus.texts(rows, epochs) == first
+
+
+def test_images_are_kept_in_memory_where_they_fit(plain_dataset: str) -> None:
+    chosen = np.arange(3, 90, 2)
+    corpus = Corpus(Dataset(plain_dataset), chosen, DataConfig(dataset=plain_dataset), seed=0)
+    asked = chosen[[4, 0, 9]]
+    read = [bytes(image) for image in corpus.images(asked)]
+    for limit_bytes in (1000, 1_000_000):
+        corpus.keep_images(limit_bytes=limit_bytes)
+        corpus.images(asked)
+        corpus._images._kept.join()
+        assert corpus._images.in_memory == (limit_bytes == 1_000_000)
+        assert [bytes(image) for image in corpus.images(asked)] == read
 
 
 def test_gallery_gives_every_image_and_caption_once(damaged_dataset: str, caplog: pytest.LogCaptureFixture) -> None:
