@@ -138,11 +138,10 @@ def count_captions(values: pa.Array) -> np.ndarray:
     texts = values.values if is_list(values.type) else values
     is_text = pc.fill_null(pc.greater(pc.binary_length(texts), 0), False).to_numpy(zero_copy_only=False)
     counts: np.ndarray = is_text.astype(np.int64)
-    if not is_list(values.type):
-        return counts
-    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
-    offsets = values.offsets.to_numpy()
-    counts = (before[offsets[1:]] - before[offsets[:-1]]) * values.is_valid().to_numpy(zero_copy_only=False)
+    if is_list(values.type):
+        before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
+        offsets = values.offsets.to_numpy()
+        counts = (before[offsets[1:]] - before[offsets[:-1]]) * values.is_valid().to_numpy(zero_copy_only=False)
     return counts
 
 
