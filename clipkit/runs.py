@@ -234,6 +234,8 @@ def find_checkpoint(path: str | Path, which: str = "best") -> Path:
     """
     path = Path(path)
     if (path / META).exists() or STEP_FOLDER.match(path.name):
+        if which != "best":
+            raise CheckpointError(f"`{path}` is a checkpoint already", f"name its run to choose `{which}` of that")
         if damage := find_damage(path):
             raise CheckpointError(f"the checkpoint `{path}` is damaged: {damage}", "name another one of its run")
         return path

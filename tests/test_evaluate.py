@@ -186,6 +186,13 @@ def test_a_truncated_best_checkpoint_falls_back_and_says_so(
     assert "is damaged" in caplog.text
 
 
+def test_a_checkpoint_can_be_named_itself(workplace: Path) -> None:
+    checkpoint = workplace / "run" / "checkpoints" / "step-00000002"
+    assert encoder.load(checkpoint).step == 2
+    with pytest.raises(CheckpointError, match="is a checkpoint already"):
+        encoder.load(checkpoint, checkpoint="last")
+
+
 def test_a_checkpoint_of_another_model_is_refused(workplace: Path, tmp_path: Path) -> None:
     source = sorted((workplace / "run" / "checkpoints").glob("step-*"))[-1]
     checkpoint = copy_with(source, tmp_path / "checkpoint", "embedding_dim: 32", "embedding_dim: 16")
