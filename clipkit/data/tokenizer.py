@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -108,20 +109,18 @@ class FastTokenizer:
         """The share of texts that `max_tokens` cuts."""
         if not texts:
             return 0.0
-        self._backend.no_truncation()
-        try:
-            encodings = self._backend.encode_batch_fast(list(texts))
-        finally:
-            self._backend.enable_truncation(self._max_tokens)
+        encodings = self._uncut_library().backend_tokenizer.encode_batch_fast(list(texts))
         return sum(len(encoding) > self._max_tokens for encoding in encodings) / len(texts)
 
     def save(self, folder: Path) -> None:
         """Write the files that `load_tokenizer` and transformers read."""
-        self._backend.no_truncation()
-        try:
-            self._library.save_pretrained(str(folder))
-        finally:
-            self._backend.enable_truncation(self._max_tokens)
+        self._uncut_library().save_pretrained(str(folder))
+
+    def _uncut_library(self) -> Any:
+        """A copy that cuts nothing: checkpoints are written while a loader's threads encode with this one."""
+        library = copy.deepcopy(self._library)
+        library.backend_tokenizer.no_truncation()
+        return library
 
 
 def load_tokenizer(source: str | Path, *, max_tokens: int, padding: Padding) -> FastTokenizer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import pickle
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,25 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert torch.equal(loaded(CAPTIONS).input_ids, tokenizer(CAPTIONS).input_ids)
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert torch.equal(copy(CAPTIONS).input_ids, tokenizer(CAPTIONS).input_ids)
+
+
+def test_it_is_saved_while_another_thread_encodes_with_it(tmp_path: Path) -> None:
+    tokenizer = trained(max_tokens=8)
+    stop = threading.Event()
+
+    def save() -> None:
+        while not stop.is_set():
+            tokenizer.save(tmp_path)
+            truncated_share(tokenizer, CAPTIONS)
+
+    with ThreadPoolExecutor(1) as pool:
+        saving = pool.submit(save)
+        try:
+            batches = [tokenizer([f"a dog {number} barks loudly at dogs" for _ in range(8)]) for number in range(3000)]
+        finally:
+            stop.set()
+        saving.result()
+    assert {batch.input_ids.shape for batch in batches} == {(8, 8)}
 
 
 def test_real_captions_are_hardly_ever_unknown(minilm_dir: Path, real_captions: list[str], tmp_path: Path) -> None:
