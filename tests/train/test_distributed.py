@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ SETS = (
 
 
 def torchrun(num_processes: int, *args: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--shutdown-timeout=5"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={num_processes}", "-m", "clipkit", "train", *map(str, args)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -123,7 +124,12 @@ def test_a_rank_that_is_silent_or_the_first_one_ends_the_others(
     two = torchrun(2, "--config", config_file, *flags(*sets))
     while two.poll() is None and not list(run.glob("checkpoints/step-*")):
         time.sleep(0.005)
-    os.kill(ranks_of(two)[rank], number)
+    ranks = ranks_of(two)
+    os.kill(ranks[rank], number)
+    while Path(f"/proc/{ranks[1 - rank]}").exists():
+        time.sleep(0.05)
+    with suppress(ProcessLookupError):
+        os.kill(ranks[rank], signal.SIGKILL)  # torchrun would give a silent one half a minute
     output, _ = two.communicate(timeout=120)
     assert two.returncode != 0
     assert f"rank {1 - rank}: another rank died or stopped answering at step" in output
