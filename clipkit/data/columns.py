@@ -14,6 +14,8 @@ from clipkit.store import Dataset
 
 TEXTS_LIMIT_BYTES = 256_000_000
 VECTORS_LIMIT_BYTES = 2_000_000_000  # a column of features is all that is read of its rows
+ROWS_AT_ONCE = 256
+VIEW_BYTES = 200  # of Python's object for an image, whatever its size
 
 T = TypeVar("T")
 
@@ -77,6 +79,52 @@ class SmallColumns:
         if self.when_loaded is not None:
             self.when_loaded(values)
         return values
+
+
+class ImageColumn:
+    """Encoded images of the chosen rows (ascending): read with each batch, or kept in memory where all of them fit."""
+
+    def __init__(self, dataset: Dataset, rows: np.ndarray) -> None:
+        self._dataset = dataset
+        self._rows = rows
+        self._limit_bytes = 0
+        self._kept: LoadedAside[list[memoryview]] = LoadedAside(self._load)
+
+    @property
+    def in_memory(self) -> bool:
+        return self._kept.value is not None
+
+    def keep(self, *, limit_bytes: int) -> None:
+        """From the next batch on read them all aside, if they take at most so many bytes."""
+        self._limit_bytes = limit_bytes
+
+    def take(self, rows: np.ndarray) -> list[memoryview]:
+        """The rows' images, in the order asked for."""
+        if (kept := self._kept.value) is not None:
+            return [kept[place] for place in np.searchsorted(self._rows, rows).tolist()]
+        images = self._dataset.take_images(rows)
+        if len(rows) and _num_bytes(images) / len(rows) * len(self._rows) <= self._limit_bytes:
+            self._kept.start()
+        return images
+
+    def close(self) -> None:
+        self._limit_bytes = 0  # which ends a reading under way
+        self._kept.join()
+
+    def _load(self) -> list[memoryview] | None:
+        kept: list[memoryview] = []
+        num_bytes = 0
+        for start in range(0, len(self._rows), ROWS_AT_ONCE):
+            images = self._dataset.take_images(self._rows[start : start + ROWS_AT_ONCE])
+            num_bytes += _num_bytes(images)
+            if num_bytes > self._limit_bytes:
+                return None
+            kept += images
+        return kept
+
+
+def _num_bytes(images: Sequence[memoryview]) -> int:
+    return sum(image.nbytes + VIEW_BYTES for image in images)
 
 
 class VectorColumn:

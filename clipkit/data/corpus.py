@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipkit.config import DataConfig
-from clipkit.data.columns import SmallColumns, VectorColumn, check_vectors
+from clipkit.data.columns import ImageColumn, SmallColumns, VectorColumn, check_vectors
 from clipkit.data.random import key, uniforms
 from clipkit.data.tokens import token_column
 from clipkit.errors import DataError
@@ -64,6 +64,7 @@ class Corpus:
         if self._token_column is not None:
             names.append(self._token_column)
         self._small = SmallColumns(dataset, names)
+        self._images = ImageColumn(dataset, rows)
         self._vectors: dict[str, VectorColumn] = {}
         self._first_sample = _caption_offsets(dataset, rows) if config.caption == "each" else None
 
@@ -120,9 +121,13 @@ class Corpus:
 
         self._small.when_loaded = see
 
+    def keep_images(self, *, limit_bytes: int) -> None:
+        """Keep the encoded images in memory from the next batch on, if they take at most so many bytes."""
+        self._images.keep(limit_bytes=limit_bytes)
+
     def images(self, rows: np.ndarray) -> list[memoryview]:
         self.refuse_fork()
-        return self.dataset.take_images(rows)
+        return self._images.take(rows)
 
     def vectors(self, rows: np.ndarray, column: str) -> np.ndarray:
         """(B, F) values of a column of fixed-size lists, as they are stored."""
@@ -144,6 +149,7 @@ class Corpus:
 
     def close(self) -> None:
         self._small.close()
+        self._images.close()
         for vectors in self._vectors.values():
             vectors.close()
 

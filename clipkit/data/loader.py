@@ -22,6 +22,7 @@ from clipkit.store import Dataset
 from clipkit.types import Batch, ImageSpec, Tokenizer
 
 ROWS_AT_ONCE = 65_536
+MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,15 @@ class Loader:
         num_workers = usable_cores() if config.workers is None else config.workers
         if config.worker_kind == "processes" and num_workers:
             return ProcessPipeline(self._maker, steps, num_processes=num_workers)
+        self._keep_images()
         cv2.setNumThreads(1)  # images are decoded side by side, and OpenCV's own threads would only get in the way
         return ThreadPipeline(self._maker, steps, num_threads=max(1, num_workers))
+
+    def _keep_images(self) -> None:
+        """Only for threads: every process would keep its own."""
+        corpora = self._maker.corpora
+        for corpus in corpora:
+            corpus.keep_images(limit_bytes=self._maker.config.keep_images_mb * MEGABYTE // len(corpora))
 
 
 def build_loader(
