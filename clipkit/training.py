@@ -30,7 +30,7 @@ from clipkit.train.engine import Engine
 from clipkit.train.inputs import make_tokenizer, open_datasets, with_caches
 from clipkit.train.parallel import Replicas, Shards, Strategy
 from clipkit.train.plan import make_plan
-from clipkit.train.process import check_last_batch, process_group, set_kernels, set_threads
+from clipkit.train.process import check_last_batch, check_same_start, process_group, set_kernels, set_threads
 from clipkit.train.record import Record, RunRecord
 from clipkit.train.session import Session, begin
 from clipkit.train.trackers import MetricsLog, open_trackers
@@ -81,6 +81,7 @@ def train(session: Session, *, progress: Progress) -> dict[str, Any]:
     """Train to the end of the plan, or to a signal; gives the summary."""
     config = session.config
     with process_group(config.train) as device:
+        check_same_start(session.step)
         parts = build_parts(session, device, make_caches=True)
         log.info("%s", parts.describe())
         if parts.engine.plan.total_steps == session.step:

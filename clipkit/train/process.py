@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 from clipkit import distributed
 from clipkit.config import TrainConfig
-from clipkit.errors import ConfigError
+from clipkit.errors import CheckpointError, ConfigError
 from clipkit.hardware import choose_device, usable_cores
 
 
@@ -45,6 +45,20 @@ def _check_shares(config: TrainConfig) -> None:
             f"`train.batch_size` {config.batch_size} cannot be shared by {distributed.world()} processes"
             + (f" in {config.accumulate} pieces" if config.accumulate > 1 else ""),
             f"take a multiple of {pieces}",
+        )
+
+
+def check_same_start(step: int) -> None:
+    """Refuse ranks that would go on from different checkpoints, as where a node sees a run folder of its own."""
+    if distributed.world() == 1:
+        return
+    steps: list[int] = [0] * distributed.world()
+    dist.all_gather_object(steps, step)
+    if len(set(steps)) > 1:
+        found = ", ".join(f"rank {rank} at {found}" for rank, found in enumerate(steps))
+        raise CheckpointError(
+            f"the processes would begin at different steps: {found}",
+            "all nodes must see one run folder: put it on a file system that they share",
         )
 
 

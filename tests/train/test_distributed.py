@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,6 +63,23 @@ def one_process(
     folder = tmp_path_factory.mktemp("one")
     train(write_config(folder), *SETS)
     return folder / "run"
+
+
+def test_ranks_that_see_different_checkpoints_are_refused(tmp_path: Path, one_process: Path) -> None:
+    with socket.create_server(("localhost", 0)) as free:
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = []
+    for rank in range(2):
+        run = tmp_path / f"node-{rank}"
+        shutil.copytree(one_process, run)
+        if rank:
+            shutil.rmtree(find_checkpoint(run, "last"))
+        environment = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "clipkit", "train", "--resume", run, "--set", "train.duration=10st"]
+        ranks.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+    told = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 1], told
+    assert "rank 0 at 8, rank 1 at 6" in told[0]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks in /proc")
