@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, TextIO
 from uuid import uuid4
 
 from clipkit.errors import CheckpointError
+from clipkit.files import sync, write_whole
 
 log = logging.getLogger("clipkit.runs")
 
@@ -48,10 +49,10 @@ class Run:
         # Made beside and renamed: whoever sees the folder can resume it, however early the run was killed.
         beside = run.folder.with_name(f".{run.folder.name}.{os.getpid()}")
         (beside / "checkpoints").mkdir(parents=True)
-        write_text(beside / FACTS, json.dumps({"id": uuid4().hex[:8], **facts}, indent=2, ensure_ascii=False) + "\n")
-        write_text(beside / CONFIG, config)
+        write_whole(beside / FACTS, json.dumps({"id": uuid4().hex[:8], **facts}, indent=2, ensure_ascii=False) + "\n")
+        write_whole(beside / CONFIG, config)
         beside.rename(run.folder)
-        sync_folder(run.folder.parent)
+        sync(run.folder.parent)
         run.lock()
         return run
 
@@ -81,7 +82,7 @@ class Run:
         return (self.folder / CONFIG).read_text(encoding="utf-8")
 
     def write_config(self, text: str) -> None:
-        write_text(self.folder / CONFIG, text)
+        write_whole(self.folder / CONFIG, text)
 
     def lock(self) -> None:
         """Hold the folder for training until this process ends, or `unlock`."""
@@ -113,13 +114,13 @@ class Run:
         return str(self.facts().get("id", self.folder.name))
 
     def update_facts(self, changes: Mapping[str, Any]) -> None:
-        write_text(self.folder / FACTS, json.dumps({**self.facts(), **changes}, indent=2, ensure_ascii=False) + "\n")
+        write_whole(self.folder / FACTS, json.dumps({**self.facts(), **changes}, indent=2, ensure_ascii=False) + "\n")
 
     def status(self) -> dict[str, Any]:
         return read_json(self.folder / STATUS)
 
     def write_status(self, status: Mapping[str, Any]) -> None:
-        write_text(self.folder / STATUS, json.dumps(status, ensure_ascii=False) + "\n", durable=False)
+        write_whole(self.folder / STATUS, json.dumps(status, ensure_ascii=False) + "\n", durable=False)
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every checkpoint, damaged ones too, oldest first."""
@@ -136,7 +137,7 @@ class Run:
         return read_json(self.checkpoints_folder / BEST)
 
     def write_best(self, best: Mapping[str, Any]) -> None:
-        write_text(self.checkpoints_folder / BEST, json.dumps(best) + "\n")
+        write_whole(self.checkpoints_folder / BEST, json.dumps(best) + "\n")
 
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint that is whole; those that are not are named in the log."""
@@ -315,24 +316,3 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write beside and rename, so that a reader sees the old file or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    beside.replace(path)
-    if durable:
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

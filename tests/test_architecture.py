@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "clipkit"
 # the highest layer are each one house.
 LAYERS = {
     0: {
-        *("__init__", "errors", "types", "hardware"),
+        *("__init__", "errors", "files", "types", "hardware"),
         *("config", "config_file", "config_problems", "config_reference", "yaml_source"),
     },
     1: {"ingest", "store", "runs", "metrics", "distributed", "hub"},

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import DataError
+from clipkit.files import write_whole
 from clipkit.store.locks import folder_lock, is_remote
-from clipkit.store.staging import write_whole
 
 FILE_NAME = "rejected.jsonl"
 Line = Mapping[str, Any]

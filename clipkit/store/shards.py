@@ -15,8 +15,9 @@ import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
 
 from clipkit.errors import DataError, first_line
+from clipkit.files import sync
 from clipkit.store.locks import is_remote
-from clipkit.store.staging import Staging, sync_folder
+from clipkit.store.staging import Staging
 
 STORAGE_VERSION = "2.2"  # 2.0 is no faster once files are read as well, and has no blobs
 QUEUED_BATCHES = 2
@@ -106,7 +107,7 @@ def sync_data_file(path: Path) -> None:
         finally:
             os.close(handle)
     for folder in {file.parent for file in files}:
-        sync_folder(folder)
+        sync(folder)
 
 
 def writing_error(uri: str, error: BaseException) -> DataError:

@@ -7,11 +7,12 @@ has a receipt is whole.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from clipkit.files import write_whole
 
 Kind = Literal["replace", "append", "upsert"]
 
@@ -98,10 +99,9 @@ class Staging:
 
     def clear(self) -> None:
         """Forget everything, the plan last: what a crash leaves in between is still recognised."""
-        for path in self.folder.glob("shard-*"):
+        for path in [*self.folder.glob("shard-*"), *self.folder.glob(".*.json.*")]:  # the latter of a killed writer
             path.unlink()
         (self.folder / "plan.json").unlink(missing_ok=True)
-        (self.folder / "plan.json.new").unlink(missing_ok=True)
         self.plan, self.receipts = None, []
 
     def _read_plan(self) -> Plan | None:
@@ -117,22 +117,3 @@ class Staging:
         for name in ("fragments", "rejected"):
             values[name] = tuple(values[name])
         return Receipt(**values)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file with this text, or as it was before: never a part of it, even after a power cut."""
-    new = path.with_name(path.name + ".new")
-    with open(new, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from clipkit.errors import CheckpointError
-from clipkit.runs import META, Run, list_files, read_meta, sync_folder
+from clipkit.files import sync, write_whole
+from clipkit.runs import META, Run, list_files, read_meta
 from clipkit.train.parallel import full
 
 log = logging.getLogger("clipkit.train")
@@ -99,7 +100,7 @@ class CheckpointWriter:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        sync_folder(folder.parent)
+        sync(folder.parent)
         if snapshot.best is not None:
             self._run.write_best(snapshot.best)
         self._remove_old()
@@ -120,13 +121,9 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, save_extras: Callable[
     save_extras(folder)
     for path in folder.rglob("*"):
         if path.is_file():
-            _sync(path)
+            sync(path)
     meta = {**snapshot.meta, "files": list_files(folder)}
-    with (folder / META).open("w", encoding="utf-8") as file:
-        json.dump(meta, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
+    write_whole(folder / META, json.dumps(meta, indent=2, ensure_ascii=False))
 
 
 def copy_to_cpu(values: Any) -> Any:
@@ -191,11 +188,3 @@ def _check_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes + SPARE_BYTES:
         raise OSError(f"{num_bytes / 1e6:.0f} MB are needed and the disk has {free / 1e6:.0f} MB left")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
