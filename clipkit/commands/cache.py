@@ -29,7 +29,7 @@ def cache(
     plan = caches.plan_cache(opened, side_px=size)
     console.say(
         f"column `{plan.column}`: {plan.rows:,} rows to decode, {console.format_bytes(plan.bytes)} on disk, about "
-        f"{plan.write_s:,.0f} s; reading a crop instead of decoding is up to {plan.gain:.1f} times as fast"
+        f"{plan.write_s:,.0f} s; reading a crop is up to {plan.gain:.1f} times as fast as decoding"
     )
     bad: list[str] = []
     if not dry_run and plan.rows:
