@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def interrupted(run: Run, tracker: str) -> None:
             log.write({"step": done, "loss": 1 / done})
         log.write({"step": last, "split": "dev", "recall": 0.5})
         log.close()
+        time.sleep(1)  # TensorBoard reads its files in the order of their names, which have seconds
 
 
 def test_tensorboard_goes_on_where_the_run_does(run: Run) -> None:
