@@ -119,6 +119,12 @@ class BatchMaker:
         self._stand_in_key = key(seed or 0, STAND_IN_PURPOSE)
         self._reported: set[int] = set()
 
+    @property
+    def max_pixel_bytes(self) -> int:
+        """How many bytes the images of a batch have at most."""
+        num_images = self._share.limit(self.order.batch_size) if self._images is not None else 0
+        return num_images * self._size_px * self._size_px * 3
+
     def read(self, step: int) -> Work:
         """Everything of a batch but its pixels: rows, texts, tokens, encoded images or stored features."""
         drawn = order.draw(self.order, step, self._share)

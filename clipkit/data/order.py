@@ -7,6 +7,7 @@ neither workers nor ranks nor accumulation change it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -113,6 +114,11 @@ class Share:
             bounds = ((last - first) * rank // self.world for rank in (self.rank, self.rank + 1))
             parts.append(first + np.arange(*bounds))
         return np.concatenate(parts)
+
+    def limit(self, size: int) -> int:
+        """The most samples that it has of a global batch of at most this size."""
+        largest_piece = math.ceil(size / self.pieces)
+        return self.pieces * math.ceil(largest_piece / self.world)
 
 
 WHOLE = Share()

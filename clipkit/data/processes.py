@@ -1,4 +1,9 @@
-"""Batches made ahead in worker processes, each making whole batches: for work that threads cannot share."""
+"""Batches made ahead in worker processes, each making whole batches: for work that threads cannot share.
+
+Pixels come back in memory that the parent owns and maps before it starts a worker, the rest in the worker's pipe. What
+torch does with tensors that are sent (a file descriptor is fetched from a thread of the sender) needs a sender that
+answers: a worker that stops between the two hangs whoever receives.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import ctypes
 import itertools
 import logging
 import multiprocessing
+import pickle
 import queue
 import signal
 import time
@@ -19,8 +25,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 
 import cv2
+import numpy as np
 import torch
-import torch.multiprocessing  # lets a connection hand over tensors in shared memory
 
 from clipkit.data.batches import BatchMaker
 from clipkit.errors import ClipkitError, DataError
@@ -41,28 +47,58 @@ class Answer:
     """What comes back for a step."""
 
     result: Batch | ClipkitError | str  # what went wrong elsewhere than in clipkit comes as its traceback
+    pixels_shape: tuple[int, ...] | None  # of the images, which lie in the slot of the step
     stages_s: dict[str, float]
     records: list[logging.LogRecord]
+
+
+class Slots:
+    """Shared memory for the pixels of several batches. Pickles on the way to a new process, and only then."""
+
+    def __init__(self, context: ForkServerContext, count: int, slot_bytes: int) -> None:
+        self._memory: ctypes.Array[ctypes.c_uint8] = context.RawArray(ctypes.c_uint8, max(1, count * slot_bytes))
+        self._slot_bytes = slot_bytes
+
+    def write(self, index: int, images: torch.Tensor) -> None:
+        self._slot(index, images.numel())[:] = images.numpy().reshape(-1)
+
+    def read(self, index: int, shape: tuple[int, ...], *, pinned: bool) -> torch.Tensor:
+        """A copy, so that the slot is free again."""
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        images.numpy().reshape(-1)[:] = self._slot(index, images.numel())
+        return images
+
+    def _slot(self, index: int, num_bytes: int) -> np.ndarray:
+        return np.frombuffer(memoryview(self._memory), np.uint8, num_bytes, index * self._slot_bytes)
 
 
 class Worker:
     """A process, and what is known of it here."""
 
-    def __init__(self, maker: BatchMaker, context: ForkServerContext, index: int) -> None:
+    def __init__(self, maker: BatchMaker, context: ForkServerContext, index: int, *, num_slots: int) -> None:
         self.connection, theirs = context.Pipe()
         self.stage: ctypes.c_int = context.RawValue(ctypes.c_int, IDLE)
+        self.slots = Slots(context, num_slots, maker.max_pixel_bytes)
+        self._next_slots = itertools.cycle(range(num_slots))
         self.process = context.Process(
-            target=_work, args=(maker, theirs, self.stage), name=f"clipkit-worker-{index}", daemon=True
+            target=_work, args=(maker, theirs, self.stage, self.slots), name=f"clipkit-worker-{index}", daemon=True
         )
         self.process.start()
         theirs.close()
+
+    def ask(self, step: int) -> int:
+        """The slot that the batch's pixels will be in: no more steps are to be on their way than there are slots."""
+        slot = next(self._next_slots)
+        with contextlib.suppress(OSError):  # a worker that has ended is told of when its answer is due
+            self.connection.send((step, slot))
+        return slot
 
     def receive(self, timeout_s: float) -> Answer | None:
         """The next answer; None if there is none in time. Raises where the process has ended."""
         if not wait([self.connection, self.process.sentinel], timeout_s):
             return None
         try:
-            answer: Answer = self.connection.recv()
+            answer: Answer = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError) as error:
             self.process.join()
             raise self._ended() from error
@@ -89,23 +125,26 @@ class ProcessPipeline:
         self._maker = maker
         context = multiprocessing.get_context("forkserver")  # Lance does not survive a fork
         context.set_forkserver_preload(["torch"])
-        self._workers = [Worker(maker, context, index) for index in range(num_processes)]
+        ahead = max(maker.config.prefetch, num_processes)
+        num_slots = -(-ahead // num_processes)
+        self._workers = [Worker(maker, context, index, num_slots=num_slots) for index in range(num_processes)]
         self._turns = itertools.cycle(self._workers)
         self._steps = iter(steps)
-        self._asked: deque[tuple[int, Worker]] = deque()
-        for _ in range(max(maker.config.prefetch, num_processes)):
+        self._asked: deque[tuple[int, Worker, int]] = deque()
+        for _ in range(ahead):
             self._ask()
 
     def __iter__(self) -> Iterator[Batch]:
         while self._asked:
             started = time.perf_counter()
-            step, worker = self._asked.popleft()
+            step, worker, slot = self._asked.popleft()
             while (answer := worker.receive(self._maker.config.stall_timeout_s)) is None:
                 self._report_stall(step, started)
+            batch = self._open(answer, worker.slots, slot)
             self._ask()
             wait_s = time.perf_counter() - started
             self._maker.clock.add("wait", wait_s)
-            yield replace(self._open(answer), wait_s=wait_s)
+            yield replace(batch, wait_s=wait_s)
 
     def close(self) -> None:
         for worker in self._workers:
@@ -116,17 +155,18 @@ class ProcessPipeline:
         if step is None:
             return
         worker = next(self._turns)
-        self._asked.append((step, worker))
-        with contextlib.suppress(OSError):  # a worker that has ended is told of when its answer is due
-            worker.connection.send(step)
+        self._asked.append((step, worker, worker.ask(step)))
 
-    def _open(self, answer: Answer) -> Batch:
+    def _open(self, answer: Answer, slots: Slots, slot: int) -> Batch:
         for stage, seconds in answer.stages_s.items():
             self._maker.clock.add(stage, seconds)
         for record in answer.records:
             logging.getLogger(record.name).handle(record)
         if isinstance(answer.result, Batch):
-            return answer.result
+            if answer.pixels_shape is None:
+                return answer.result
+            images = slots.read(slot, answer.pixels_shape, pinned=self._maker.pins_memory)
+            return replace(answer.result, images=images)
         if isinstance(answer.result, str):
             raise RuntimeError(f"in a process that makes batches:\n{answer.result}")
         raise answer.result
@@ -136,7 +176,7 @@ class ProcessPipeline:
         log.warning("no batch for %.0f s, waiting for step %d. %s", time.perf_counter() - started, step, doing)
 
 
-def _work(maker: BatchMaker, connection: Connection[Answer, int], stage: ctypes.c_int) -> None:
+def _work(maker: BatchMaker, connection: Connection[bytes, tuple[int, int]], stage: ctypes.c_int, slots: Slots) -> None:
     """Answer steps until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     cv2.setNumThreads(1)
@@ -148,13 +188,16 @@ def _work(maker: BatchMaker, connection: Connection[Answer, int], stage: ctypes.
     logger.propagate = False
     while True:
         try:
-            step = connection.recv()
+            step, slot = connection.recv()
         except (EOFError, ConnectionResetError):
             return
-        result = _make(maker, step, stage)
+        result, shape = _make(maker, step, stage), None
+        if isinstance(result, Batch) and (images := result.images) is not None:
+            slots.write(slot, images)
+            result, shape = replace(result, images=None), tuple(images.shape)
         told = [records.get() for _ in range(records.qsize())]
         try:
-            connection.send(Answer(result, maker.clock.take(), told))
+            connection.send_bytes(pickle.dumps(Answer(result, shape, maker.clock.take(), told)))
         except (BrokenPipeError, ConnectionResetError):
             return
         stage.value = IDLE
