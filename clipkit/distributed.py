@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported within a process group, it keeps the group and its threads alive
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
