@@ -16,7 +16,7 @@ import torch
 from clipkit.config import DataConfig, NoAugment
 from clipkit.data import order
 from clipkit.data.corpus import Corpus, Texts
-from clipkit.data.order import WHOLE, Draw, Order, Share
+from clipkit.data.order import WHOLE, Draw, Order, Permutation, Share
 from clipkit.data.pixels import Images, Source, choose_images
 from clipkit.data.random import key, uniforms
 from clipkit.data.transforms import NUM_UNIFORMS
@@ -27,7 +27,7 @@ from clipkit.types import Batch, Tokenizer, Tokens
 log = logging.getLogger(__name__)
 
 AUGMENT_PURPOSE, STAND_IN_PURPOSE = 2, 3
-MAX_STAND_INS = 32
+MAX_STAND_INS = 256
 T = TypeVar("T")
 
 
@@ -79,6 +79,7 @@ class Work:
     text_features: torch.Tensor | None = None
     failed: dict[int, str] = field(default_factory=dict)  # position to reason
     num_replaced: int = 0
+    whole: Draw | None = None  # what all ranks have of the batch
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -116,7 +117,7 @@ class BatchMaker:
         self._first_row = np.cumsum([0, *(len(corpus.dataset) for corpus in corpora)])
         self._augments = seed is not None and not isinstance(config.augment, NoAugment)
         self._augment_key = key(seed or 0, AUGMENT_PURPOSE)
-        self._stand_in_key = key(seed or 0, STAND_IN_PURPOSE)
+        self._stand_in_seed = int(key(seed or 0, STAND_IN_PURPOSE))
         self._reported: set[int] = set()
 
     @property
@@ -127,8 +128,11 @@ class BatchMaker:
 
     def read(self, step: int) -> Work:
         """Everything of a batch but its pixels: rows, texts, tokens, encoded images or stored features."""
-        drawn = order.draw(self.order, step, self._share)
-        return self._read(step, step // order.steps_per_epoch(self.order), drawn)
+        whole = order.draw(self.order, step)
+        drawn = whole.at(self._share.positions(len(whole)))
+        work = self._read(step, step // order.steps_per_epoch(self.order), drawn)
+        work.whole = whole
+        return work
 
     def make_samples(self, drawn: Draw) -> Batch:
         """A batch of these very samples, by the calling thread."""
@@ -190,9 +194,9 @@ class BatchMaker:
 
     def _gather(self, step: int, epoch: int, drawn: Draw) -> Work:
         """Read the samples from their datasets and put them together in the order drawn."""
-        owners = np.searchsorted(self._first_sample, drawn.samples, side="right") - 1
+        owners = self._owners_of(drawn.samples)
         parts = []
-        for owner in np.unique(owners).tolist():
+        for owner in np.unique(owners).tolist() or [0]:  # a rank's share may be empty
             places = np.flatnonzero(owners == owner)
             local = Draw(drawn.samples[places] - self._first_sample[owner], drawn.epochs[places])
             parts.append((places, self._gather_one(owner, step, epoch, local)))
@@ -221,8 +225,9 @@ class BatchMaker:
         """Put other rows, chosen by (seed, epoch, row), in the place of those that cannot be used."""
         for place, reason in sorted(work.failed.items()):
             self._report(work, place, reason)
+        taken = np.empty(0, np.int64) if work.whole is None else self._rows_of(work.whole.samples)
         for place in sorted(work.failed):
-            self._stand_in(work, place)
+            self._stand_in(work, place, taken)
         work.num_replaced = len(work.failed)
         if self._tokenizer is not None:
             work.tokens = self._tokenizer(work.texts.captions)
@@ -238,19 +243,14 @@ class BatchMaker:
             self._reported.add(row)
             log.warning("the image `%s` (row %d) cannot be used and is replaced: %s", image_id, row, reason)
 
-    def _stand_in(self, work: Work, place: int) -> None:
-        num_samples = self._first_sample[-1]
-        row, epoch = work.rows[place : place + 1], work.draw.epochs[place : place + 1]
+    def _stand_in(self, work: Work, place: int, taken: np.ndarray) -> None:
         if self._seed is None:
             assert work.pixels is not None
             work.pixels[place] = 0
             return
-        tries = uniforms(self._stand_in_key, row, epoch, count=MAX_STAND_INS)
-        taken = set(work.rows.tolist())
-        for sample in (tries[0] * num_samples).astype(np.int64).tolist():
-            other = self._gather(work.step, work.epoch, Draw(np.array([sample]), epoch))
-            if int(other.rows[0]) in taken and len(taken) < num_samples:
-                continue
+        failed = work.draw.at(np.array([place]))
+        for sample in self._stand_ins(failed, taken).tolist():
+            other = self._gather(work.step, work.epoch, Draw(np.array([sample]), failed.epochs))
             if work.pixels is not None:
                 other.pixels = np.empty((1, self._size_px, self._size_px, 3), np.uint8)
                 self.decode(other, 0, 1)
@@ -262,6 +262,31 @@ class BatchMaker:
             f"({work.failed[place]})",
             "`clipkit ingest --verify` turns images away that cannot be decoded; `data.train` can leave rows out",
         )
+
+    def _stand_ins(self, failed: Draw, taken: np.ndarray) -> np.ndarray:
+        """Samples to try in the place of one that failed, by (seed, epoch, sample): those of rows that are taken last.
+
+        It knows nothing of other stand-ins, which other ranks may choose; but two samples begin with different ones.
+        """
+        num_samples = int(self._first_sample[-1])
+        shuffle = Permutation(num_samples, seed=self._stand_in_seed, epoch=int(failed.epochs[0]))
+        tried = shuffle((failed.samples + np.arange(min(num_samples, MAX_STAND_INS))) % num_samples)
+        is_taken = np.isin(self._rows_of(tried), taken)
+        return np.concatenate([tried[~is_taken], tried[is_taken]])
+
+    def _owners_of(self, samples: np.ndarray) -> np.ndarray:
+        """Which corpus each sample is of."""
+        owners: np.ndarray = np.searchsorted(self._first_sample, samples, side="right") - 1
+        return owners
+
+    def _rows_of(self, samples: np.ndarray) -> np.ndarray:
+        """Rows as a batch numbers them: a dataset's after those of the datasets before it."""
+        rows = np.empty_like(samples)
+        owners = self._owners_of(samples)
+        for owner, corpus in enumerate(self.corpora):
+            mine = owners == owner
+            rows[mine] = self._first_row[owner] + corpus.rows_of(samples[mine] - self._first_sample[owner])
+        return rows
 
 
 def _replace(work: Work, place: int, other: Work) -> None:

@@ -38,6 +38,10 @@ class Job:
             self._open_chunks -= 1
             return self._open_chunks == 0
 
+    def finish(self, batch: Batch) -> None:
+        self.batch = batch
+        self.done.set()
+
     def fail(self, error: BaseException) -> None:
         self.error = error
         self.done.set()
@@ -105,6 +109,8 @@ class ThreadPipeline:
                 return
             starts = range(0, len(work), CHUNK)
             job.open(len(starts))
+            if not starts:  # a rank's share may be empty
+                job.finish(self._maker.finish(work))
             self._doing["reader"] = f"step {step} is read; waiting until it can be handed over"
             if not self._hand_over(job):
                 return
@@ -130,8 +136,7 @@ class ThreadPipeline:
             try:
                 self._maker.decode(work, start, stop)
                 if job.close_chunk():
-                    job.batch = self._maker.finish(work)
-                    job.done.set()
+                    job.finish(self._maker.finish(work))
             except BaseException as error:
                 job.fail(error)
             self._doing[name] = "idle"

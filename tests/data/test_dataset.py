@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ def test_samples_and_batches(plain_dataset: str) -> None:
     assert batches[0]["input_ids"].shape == (20, 8)
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[7]["image"], dataset[7]["image"])
+
+
+def test_a_bad_row_has_the_same_stand_in_whatever_it_is_read_with(
+    write_dataset: Any, jpeg: Callable[..., bytes]
+) -> None:
+    path = write_dataset([jpeg(20, 20, seed=i) if i % 5 else b"no image" for i in range(20)])
+    dataset = ImageTextDataset(DataConfig(dataset=path, image_size=32))
+    together = dataset.__getitems__(range(20))
+    assert all(sample["row"] % 5 for sample in together)
+    assert [dataset[i]["row"] for i in range(20)] == [sample["row"] for sample in together]
 
 
 @pytest.mark.parametrize("context", ["forkserver", "spawn"])

@@ -101,6 +101,16 @@ def test_a_smaller_last_batch_is_kept_where_asked(plain_dataset: str) -> None:
     assert [len(batch) for batch in batches_of(loader, 5, 9)] == [16, 4, 16, 16]
 
 
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_a_rank_may_have_nothing_of_a_small_batch(plain_dataset: str, kind: str) -> None:
+    loaders = [
+        loader_of(plain_dataset, drop_last=False, rank=rank, world=8, worker_kind=kind, workers=1) for rank in range(8)
+    ]
+    parts = [batches_of(loader, 6, 8) for loader in loaders]
+    assert [len(part) for part, _ in parts] == [0, 1, 0, 1, 0, 1, 0, 1]
+    assert all(len(part) == 2 for _, part in parts)
+
+
 def test_caption_choices(write_dataset: Any, jpeg: Jpeg) -> None:
     path = write_dataset([jpeg(20, 20)] * 8, [["one", "the longest one", "last"]] * 8)
     for choice, allowed in {"first": {"one"}, "longest": {"the longest one"}}.items():
@@ -233,6 +243,24 @@ def test_a_bad_row_is_replaced_and_counted(damaged_dataset: str, caplog: pytest.
         assert all(f"picture {row} " in text for row, text in zip(batch.rows, batch.captions, strict=True))
     again = batches_of(loader_of(damaged_dataset, batch_size=10, workers=1), stop=8)
     assert [batch.rows.tolist() for batch in again] == rows
+
+
+def test_ranks_replace_a_bad_row_as_one_process_does(damaged_dataset: str) -> None:
+    """Also where a batch has nearly every row: then a stand-in may come twice."""
+    for batch_size in (10, 38):
+        whole = batches_of(loader_of(damaged_dataset, batch_size=batch_size), stop=12)
+        shares = [
+            batches_of(loader_of(damaged_dataset, batch_size=batch_size, rank=rank, world=4), stop=12)
+            for rank in range(4)
+        ]
+        for step, batch in enumerate(whole):
+            assert batch_size == 38 or len(set(batch.rows.tolist()) - {7, 21}) == batch_size
+            assert [row for share in shares for row in share[step].rows] == batch.rows.tolist()
+
+
+def test_a_row_comes_twice_rather_than_that_the_run_stops(damaged_dataset: str) -> None:
+    (batch,) = batches_of(loader_of(damaged_dataset, batch_size=40), stop=1)
+    assert set(batch.rows.tolist()) == set(range(40)) - {7, 21}
 
 
 def test_a_bad_row_stops_the_run_where_asked(damaged_dataset: str) -> None:
