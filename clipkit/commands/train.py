@@ -39,6 +39,9 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Train a model by a config, into a run folder."""
+    from clipkit.train.signals import leave_on_signals
+
+    leave_on_signals()  # until training takes them over
     from clipkit.train.session import open_session
 
     if not _is_main():

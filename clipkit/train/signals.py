@@ -16,6 +16,20 @@ FORWARDED_WITHIN_S = 2.0
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 
+def leave_on_signals() -> None:
+    """End the command at once where there is nothing to save yet.
+
+    It does not raise: an exception in the middle of an import can be swallowed there, or told as a missing module.
+    """
+    for number in EXIT_CODES:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"\ninterrupted\n")
+    os._exit(EXIT_CODES[signal.Signals(number)])
+
+
 class StopSignals:
     """`requested` is the exit code that the first signal asks for, or 0."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -162,6 +163,24 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, config_file: Path) -> Non
     process.send_signal(signal.SIGCONT)
     assert process.wait(timeout=20) in (130, 143)
     process.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks there for the signals that are caught")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
+def test_a_signal_while_it_starts_ends_it_at_once(
+    number: signal.Signals, code: int, tmp_path: Path, config_file: Path
+) -> None:
+    process = start("--config", config_file)
+
+    def catches_signals() -> bool:
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+        return caught is not None and bool(int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1)
+
+    assert wait_until(process, catches_signals)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=20)
+    assert (process.returncode, output.strip()) == (code, "interrupted")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
