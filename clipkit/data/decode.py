@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from clipkit.ingest.header import BadImage, ImageInfo
+from clipkit.ingest.image import MAX_PIXELS
 from clipkit.ingest.image import decode as decode_any
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
@@ -104,8 +105,10 @@ def choose_divisor(width: float, height: float, size_px: int) -> int:
 def decode(data: memoryview, info: ImageInfo, *, divisor: int = 1, jpeg: JpegDecoder = decode_with_opencv) -> Pixels:
     """RGB pixels as stored, before the EXIF orientation is applied; a JPEG's only until this thread decodes another.
 
-    Raises BadImage.
+    Raises BadImage, also for a size that only a damaged header can have: it could take all the memory there is.
     """
+    if info.width * info.height > MAX_PIXELS:
+        raise BadImage(f"the header says {info.width}x{info.height}, more than {MAX_PIXELS:,} pixels")
     if info.format == "jpeg" and not info.is_cmyk:
         return jpeg(data, info, divisor)
     pixels: Pixels = cv2.cvtColor(decode_any(data, info), cv2.COLOR_BGR2RGB)

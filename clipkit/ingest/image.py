@@ -128,7 +128,7 @@ def _is_for_pillow(info: ImageInfo) -> bool:
 
 
 def _decode_with_pillow(data: Data, info: ImageInfo) -> Pixels:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if info.format == "heic":
         _register_heif()
@@ -138,7 +138,7 @@ def _decode_with_pillow(data: Data, info: ImageInfo) -> Pixels:
             if info.has_alpha:
                 image = Image.alpha_composite(Image.new("RGBA", file.size, "white"), file.convert("RGBA"))
             pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         raise BadImage(f"cannot be decoded: {error}") from error
     return np.ascontiguousarray(pixels[:, :, ::-1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,27 @@ def test_a_truncated_image_is_bad(photographs: list[memoryview]) -> None:
     for data in (memoryview(b""), memoryview(b"junk" * 10), photographs[0][:100]):
         with pytest.raises(BadImage):
             EncodedImages(config, decode_with_opencv).render(data, None, None, out)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_header_of_a_huge_size_is_bad(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (40, 30)).save(buffer, "JPEG")
+    frame = buffer.getvalue().index(b"\xff\xc0") + 5
+    data = bytearray(buffer.getvalue())
+    data[frame : frame + 4] = struct.pack(">HH", 60_000, 60_000)
+    out = np.empty((64, 64, 3), np.uint8)
+    with pytest.raises(BadImage, match="60000x60000, more than 200,000,000 pixels"):
+        EncodedImages(DataConfig(dataset="unused"), decode_with_opencv).render(memoryview(data), None, None, out)
+
+
+def test_a_damaged_avif_is_bad() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "AVIF")
+    data = buffer.getvalue().replace(b"iloc", b"xxxx")
+    out = np.empty((32, 32, 3), np.uint8)
+    with pytest.raises(BadImage, match="cannot be decoded"):
+        EncodedImages(DataConfig(dataset="unused"), decode_with_opencv).render(memoryview(data), None, None, out)
 
 
 def test_crops_cover_what_was_asked() -> None:
