@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,6 +21,7 @@ BOUND = (
 FREE = (
     "model.init",
     "model.*.checkpointing",
+    "model.text.remember",
     "data.dataset",  # moved; that it is the same is looked at when it is open
     "data.validation",
     "data.augment*",
@@ -28,6 +29,7 @@ FREE = (
     "data.cache",
     "data.token_cache",
     "data.decode",
+    "data.keep_images_mb",
     "data.workers",
     "data.worker_kind",
     "data.prefetch",
@@ -64,8 +66,13 @@ def find_differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix
 
 
 def _shown(value: Any) -> str:
+    """As a config has it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_shown(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(map(_shown, value)) + "]"
     return str(value)
