@@ -143,7 +143,7 @@ class DataConfig(Section):
     """Train from decoded pixels, cached in the dataset at this size; made when missing (`clipkit cache`)."""
     token_cache: bool = False
     """Keep the captions' tokens in the dataset, in a column keyed by the tokenizer's fingerprint."""
-    keep_images_mb: CountOrZero = 200
+    keep_images_mb: CountOrZero = 225
     """Keep the encoded images in memory where all of them take at most so many megabytes."""
     decode: Literal["scaled", "full"] = "scaled"
     """Decode a JPEG at a half, quarter or eighth where that is still as large as what is needed."""

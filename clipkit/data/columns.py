@@ -14,7 +14,7 @@ from clipkit.store import Dataset
 
 TEXTS_LIMIT_BYTES = 256_000_000
 VECTORS_LIMIT_BYTES = 2_000_000_000  # a column of features is all that is read of its rows
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 64  # more of large photographs take memory of their own, which is not given back
 VIEW_BYTES = 200  # of Python's object for an image, whatever its size
 
 T = TypeVar("T")
@@ -88,11 +88,17 @@ class ImageColumn:
         self._dataset = dataset
         self._rows = rows
         self._limit_bytes = 0
+        self._expected_bytes = 0.0
         self._kept: LoadedAside[list[memoryview]] = LoadedAside(self._load)
 
     @property
     def in_memory(self) -> bool:
         return self._kept.value is not None
+
+    @property
+    def bytes_an_epoch(self) -> float:
+        """How much is read for one pass over the rows, as far as the batches so far tell."""
+        return 0.0 if self.in_memory else self._expected_bytes
 
     def keep(self, *, limit_bytes: int) -> None:
         """From the next batch on read them all aside, if they take at most so many bytes."""
@@ -103,8 +109,10 @@ class ImageColumn:
         if (kept := self._kept.value) is not None:
             return [kept[place] for place in np.searchsorted(self._rows, rows).tolist()]
         images = self._dataset.take_images(rows)
-        if len(rows) and _num_bytes(images) / len(rows) * len(self._rows) <= self._limit_bytes:
-            self._kept.start()
+        if len(rows):
+            self._expected_bytes = _num_bytes(images) / len(rows) * len(self._rows)
+            if self._expected_bytes <= self._limit_bytes:
+                self._kept.start()
         return images
 
     def close(self) -> None:

@@ -125,6 +125,11 @@ class Corpus:
         """Keep the encoded images in memory from the next batch on, if they take at most so many bytes."""
         self._images.keep(limit_bytes=limit_bytes)
 
+    @property
+    def image_bytes_an_epoch(self) -> float:
+        """How much is read for one pass over the images, as far as the batches so far tell."""
+        return self._images.bytes_an_epoch
+
     def images(self, rows: np.ndarray) -> list[memoryview]:
         self.refuse_fork()
         return self._images.take(rows)

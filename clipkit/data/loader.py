@@ -32,6 +32,7 @@ class LoaderStats:
     stages_s: dict[str, float]
     num_batches: int
     num_replaced: int
+    image_mb_an_epoch: float  # of encoded images, read again each epoch: what is kept in memory does not count
 
 
 class Loader:
@@ -78,7 +79,10 @@ class Loader:
             pipeline.close()
 
     def stats(self) -> LoaderStats:
-        return LoaderStats(dict(self._maker.clock.seconds), self._num_batches, self._num_replaced)
+        image_bytes = sum(corpus.image_bytes_an_epoch for corpus in self._maker.corpora)
+        return LoaderStats(
+            dict(self._maker.clock.seconds), self._num_batches, self._num_replaced, image_bytes / MEGABYTE
+        )
 
     def close(self) -> None:
         self._maker.close()

@@ -27,7 +27,7 @@ def difference(tmp_path: Path, write_config: Callable[[Path], Path]) -> Callable
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("data.keep_images_mb=0", "data.keep_images_mb: 200 -> 0"),
+        ("data.keep_images_mb=0", "data.keep_images_mb: 225 -> 0"),
         ("data.workers=1", "data.workers: null -> 1"),
         ("train.ema=null", "train.ema: {decay: 0.9, warmup: true} -> null"),
         ("optim.freeze=[image_encoder]", "optim.freeze: [] -> [image_encoder]"),
