@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import statistics
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import cv2
@@ -18,13 +20,13 @@ import torch
 
 from clipkit.config import Config, DataConfig, FeatureText, TransformersText
 from clipkit.data.corpus import open_corpora
-from clipkit.data.decode import choose_divisor, decode_with_opencv, fastest_decoder
+from clipkit.data.decode import choose_divisor, decode, decode_with_opencv, fastest_decoder
 from clipkit.data.device import prefetch_to_device
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.pixels import cache_column
 from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
 from clipkit.hardware import usable_cores
-from clipkit.ingest.header import BadImage, ImageInfo, parse_header
+from clipkit.ingest.header import BadImage, parse_header
 from clipkit.store import Dataset
 from clipkit.types import Batch, ImageSpec
 
@@ -167,8 +169,8 @@ def _time_steps(
 
 
 def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _loader_speed(loader: Loader, seconds: float) -> float:
@@ -197,12 +199,11 @@ def _make_ceiling(config: DataConfig, *, seed: int) -> Callable[[float], float]:
         started = time.perf_counter()
 
         def run(thread: int) -> None:
-            while True:
-                for place in range(thread, len(work), num_threads):
-                    cv2.resize(work[place](), (size_px, size_px), dst=out[thread])
-                    counts[thread] += 1
-                    if counts[thread] % 16 == 0 and time.perf_counter() - started > seconds:
-                        return
+            for number in itertools.count(thread, num_threads):
+                cv2.resize(work[number % len(work)](), (size_px, size_px), dst=out[thread])
+                counts[thread] += 1
+                if counts[thread] % 16 == 0 and time.perf_counter() - started > seconds:
+                    return
 
         threads = [threading.Thread(target=run, args=(thread,)) for thread in range(num_threads)]
         for thread in threads:
@@ -215,7 +216,7 @@ def _make_ceiling(config: DataConfig, *, seed: int) -> Callable[[float], float]:
 
 
 def _encoded_work(dataset: Dataset, rows: np.ndarray, config: DataConfig) -> list[Callable[[], np.ndarray]]:
-    """For each JPEG the call that decodes it, its header read beforehand."""
+    """For each image that can be decoded the call that does it, its header read beforehand."""
     jpeg = fastest_decoder()
     work: list[Callable[[], np.ndarray]] = []
     num_bytes = 0
@@ -223,20 +224,16 @@ def _encoded_work(dataset: Dataset, rows: np.ndarray, config: DataConfig) -> lis
         for data in dataset.take_images(rows[start : start + 256]):
             try:
                 info = parse_header(data)
+                divisor = choose_divisor(info.width, info.height, config.image_size) if config.decode == "scaled" else 1
+                call = partial(decode, memoryview(bytes(data)), info, divisor=divisor, jpeg=jpeg)
+                call()
             except BadImage:
                 continue
-            if info.format != "jpeg":
-                continue
-            divisor = choose_divisor(info.width, info.height, config.image_size) if config.decode == "scaled" else 1
-            work.append(_call(jpeg, memoryview(bytes(data)), info, divisor))
+            work.append(call)
             num_bytes += len(data)
         if num_bytes > CEILING_BYTES:
             break
     return work
-
-
-def _call(jpeg: Any, data: memoryview, info: ImageInfo, divisor: int) -> Callable[[], np.ndarray]:
-    return lambda: jpeg(data, info, divisor)
 
 
 def _cached_work(dataset: Dataset, rows: np.ndarray, config: DataConfig) -> list[Callable[[], np.ndarray]]:

@@ -119,7 +119,8 @@ def build_loader(
     if not order.steps_per_epoch(training_order):
         raise DataError(
             f"{training_order.num_samples:,} samples do not fill one batch of {batch_size:,}",
-            "lower `train.batch_size`, or keep the smaller last batch with `data.drop_last: false`",
+            "lower `train.batch_size` (`--batch-size` of `clipkit bench`), or keep the smaller last batch with "
+            "`data.drop_last: false`",
         )
     maker = BatchMaker(
         corpora,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,16 @@ SCHEMA = pa.schema(
 
 
 def encode_jpeg(width: int, height: int, *, seed: int = 0, **options: Any) -> bytes:
+    return encode(width, height, "JPEG", seed=seed, quality=95, **options)
+
+
+def encode(width: int, height: int, kind: str, *, seed: int = 0, **options: Any) -> bytes:
     """A smooth coloured picture, so that compression changes little."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -61,6 +66,11 @@ def write_dataset(tmp_path_factory: pytest.TempPathFactory) -> WriteDataset:
 @pytest.fixture(scope="session")
 def jpeg() -> Callable[..., bytes]:
     return encode_jpeg
+
+
+@pytest.fixture(scope="session")
+def png() -> Callable[..., bytes]:
+    return partial(encode, kind="PNG")
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,16 @@ def test_bench_loader_reports(plain_dataset: str, run_cli: Any, minilm_dir: Path
     assert "images a second in batches of 16" in text.stdout
 
 
+@pytest.mark.parametrize("num_images", [1, 30])
+def test_bench_of_what_is_no_jpeg_or_hardly_anything(
+    write_dataset: Any, png: Callable[..., bytes], run_cli: Any, num_images: int
+) -> None:
+    path = write_dataset([b"no image"] * (num_images // 20) + [png(60, 40, seed=i) for i in range(num_images)])
+    done = run_cli("bench", "loader", "--dataset", path, "--batch-size", 1, "--seconds", 0.2, "--json", timeout_s=100)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ceiling_images_per_s"] > 0
+
+
 def test_bench_needs_one_source(run_cli: Any) -> None:
     assert run_cli("bench", "loader").returncode == 2
     assert run_cli("bench", "step").returncode == 2
