@@ -29,7 +29,7 @@ from clipkit.train.parallel import full
 log = logging.getLogger("clipkit.train")
 WEIGHTS = "model.safetensors"
 TRAIN_STATE = "train_state.pt"
-SPARE_BYTES = 16 << 20  # that a file system must have left beside a checkpoint
+SPARE_BYTES = 2 << 20  # that a checkpoint leaves free, for what else the run writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +185,6 @@ def _tensors(values: Any) -> Sequence[torch.Tensor]:
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes + SPARE_BYTES:
-        raise OSError(f"{num_bytes / 1e6:.0f} MB are needed and the disk has {free / 1e6:.0f} MB left")
+    free, needed = shutil.disk_usage(folder).free, num_bytes + SPARE_BYTES
+    if free < needed:
+        raise OSError(f"{needed / 1e6:.0f} MB are needed and the disk has {free / 1e6:.0f} MB left")
