@@ -17,12 +17,13 @@ from torch import nn
 from clipkit import __version__, distributed
 from clipkit.config import Config, OptimConfig, TransformersText
 from clipkit.config_file import dump_config
+from clipkit.data.device import to_device
 from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.order import Share
 from clipkit.errors import CheckpointError, DataError, TrainingError
-from clipkit.models import load_matching, write_out_attention
-from clipkit.runs import find_checkpoint, read_meta
+from clipkit.models import load_matching, mask_always, write_out_attention
+from clipkit.runs import Run, find_checkpoint, read_meta
 from clipkit.store import Dataset
 from clipkit.tasks import ContrastiveTask, build_task
 from clipkit.train.checkpoint import CheckpointWriter, read_weights
@@ -130,7 +131,7 @@ def dry_run(session: Session) -> dict[str, Any]:
         if session.checkpoint is not None:
             parts.engine.restore(session.checkpoint)
         batches = parts.loader.iterate(session.step, session.step + 1)
-        values = parts.engine.train_step(next(batches), step=session.step)
+        values = parts.engine.train_step(to_device(next(batches), device), step=session.step)
         parts.loader.close()
         return {
             "groups": parts.group_sizes(),
@@ -189,11 +190,18 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
         device=device,
         seed=config.run.seed,
     )
-    if device.type == "cpu" and engine.precision.name == "bf16" and config.data.max_tokens <= SHORT_TEXT:
-        # torch's fused kernel takes 4 to 8 times as long in a backward pass of bfloat16 there.
-        write_out_attention(task.model.text_encoder)
+    _suit_attention(task.model.text_encoder, engine, max_tokens=config.data.max_tokens)
     validation = _make_validation(config, datasets[0], tokenizer, spec)
     return Parts(config, tokenizer, task, loader, engine, validation, datasets, threads)
+
+
+def _suit_attention(encoder: nn.Module, engine: Engine, *, max_tokens: int) -> None:
+    device_type, precision = engine.precision.device_type, engine.precision.name
+    if device_type == "cuda":
+        mask_always(encoder)
+    elif device_type == "cpu" and precision == "bf16" and max_tokens <= SHORT_TEXT:
+        # torch's fused kernel takes 4 to 8 times as long in a backward pass of bfloat16 there.
+        write_out_attention(encoder)
 
 
 def _remembers_texts(config: Config, optim: OptimConfig) -> bool:
@@ -235,14 +243,15 @@ def _make_validation(
         )
     gallery = Gallery(dataset, rows, spec=spec, tokenizer=tokenizer, config=config.data)
     named = NAMED_SPLIT.match(where)
-    return Validation(gallery, named[1] if named else "validation", config.train.batch_size)
+    at_once = config.train.encoded_at_once(distributed.world())  # what fits the memory in training fits here
+    return Validation(gallery, named[1] if named else "validation", at_once)
 
 
 def _open_record(session: Session, parts: Parts) -> Record:
     """Make or take up the run folder on rank 0, and tag the dataset versions that it trains on."""
     if not distributed.is_main():
         dist.barrier()
-        return Record(session.run)
+        return Record(Run(session.folder))
     config, plan = session.config, parts.engine.plan
     datasets = [{"uri": dataset.uri, "version": dataset.version} for dataset in parts.datasets]
     facts = {

@@ -80,3 +80,8 @@ class TrainConfig(Section):
     """Seconds after which a rank that does not answer ends the run."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = None
     """TensorBoard when installed, when left out."""
+
+    def encoded_at_once(self, world: int) -> int:
+        """How many samples each of so many devices encodes at a time in training."""
+        share = max(1, self.batch_size // (world * self.accumulate))
+        return min(self.chunk_size or share, share)

@@ -18,9 +18,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return replace(
         batch,
         images=_copy(batch.images, device),
-        tokens=None
-        if tokens is None
-        else Tokens(_move(tokens.input_ids, device), _move(tokens.attention_mask, device)),
+        tokens=None if tokens is None else Tokens(move(tokens.input_ids, device), move(tokens.attention_mask, device)),
         image_features=_copy(batch.image_features, device),
         text_features=_copy(batch.text_features, device),
     )
@@ -53,10 +51,13 @@ def _tensors(batch: Batch) -> list[torch.Tensor]:
 
 
 def _copy(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if tensor is None else _move(tensor, device)
+    return None if tensor is None else move(tensor, device)
 
 
-def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type == "cuda" and not tensor.is_pinned():
+def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on the device; a GPU's copy waits for neither the host nor the steps that are queued there."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    if not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

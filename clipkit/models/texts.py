@@ -12,7 +12,16 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, BertConfig, PretrainedConfig
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    PretrainedConfig,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from clipkit import hub
 from clipkit.config import TextArchitecture, TransformersText
@@ -23,6 +32,7 @@ OFFLINE_HINT = (
     "without a network point `model.text.name` at a local folder with the model's files (with `pretrained: false` its "
     "`config.json` and tokenizer are enough), or leave it out and train from scratch with `model.text.architecture`"
 )
+MASKED_ATTENTION = "sdpa_with_mask"
 
 
 class TextEncoder(nn.Module):
@@ -157,6 +167,22 @@ def write_out_attention(encoder: nn.Module) -> None:
     """Compute attention as plain matrix products in place of torch's fused kernel: more memory, the same values."""
     if isinstance(encoder, TextEncoder):
         encoder.model.set_attn_implementation("eager")
+
+
+def mask_always(encoder: nn.Module) -> None:
+    """Compute attention as ever, but never ask the device whether a batch's mask hides anything.
+
+    transformers leaves a mask out that hides nothing, and waits for a GPU to find out. Few batches have no padding.
+    """
+    if isinstance(encoder, TextEncoder) and encoder.model.config._attn_implementation == "sdpa":
+        AttentionInterface.register(MASKED_ATTENTION, sdpa_attention_forward)
+        AttentionMaskInterface.register(MASKED_ATTENTION, _whole_mask)
+        encoder.model.set_attn_implementation(MASKED_ATTENTION)
+
+
+def _whole_mask(*args: Any, **options: Any) -> torch.Tensor | None:
+    options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
+    return sdpa_mask(*args, **options)  # type: ignore[no-any-return]
 
 
 def describe(encoder: TextEncoder) -> dict[str, Any]:

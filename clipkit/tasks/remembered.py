@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from clipkit.data.device import move
 from clipkit.tasks.retrieval import evaluating
 from clipkit.types import Tokenizer
 
@@ -36,7 +37,7 @@ class RememberedTexts:
         """(B, F) float32."""
         if not self._places:
             self._encode_all(device)
-        places = torch.tensor([self._places[text] for text in texts], device=device)
+        places = move(torch.tensor([self._places[text] for text in texts]), device)
         return self._features_NF[places]
 
     def _encode_all(self, device: torch.device) -> None:

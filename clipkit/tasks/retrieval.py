@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clipkit.data.device import prefetch_to_device
 from clipkit.distributed import gather_arrays
 from clipkit.models import DualEncoder
 from clipkit.types import Gallery
@@ -49,10 +50,10 @@ def embed_gallery(
     images, texts = _Rows(), _Rows()
     num_undecodable = 0
     with evaluating(model):
-        for batch in gallery.image_batches(batch_size, rank, world):
+        for batch in prefetch_to_device(gallery.image_batches(batch_size, rank, world), model.device):
             pixels = batch.images if batch.images is not None else batch.image_features
             assert pixels is not None
-            images.add(np.searchsorted(gallery.rows, batch.rows), model.encode_image(pixels.to(model.device)))
+            images.add(np.searchsorted(gallery.rows, batch.rows), model.encode_image(pixels))
             num_undecodable += batch.num_replaced
             progress(len(batch))
         for positions, captions in gallery.text_batches(batch_size, rank, world):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from clipkit.config import OptimConfig, TrainConfig
 from clipkit.train.checkpoint import check_fits, copy_to_cpu, read_train_state, read_weights
 from clipkit.train.ema import WeightAverage
+from clipkit.train.guards import out_of_memory_explained
 from clipkit.train.optimizer import (
     assign_groups,
     build_optimizer,
@@ -76,6 +77,10 @@ class Engine:
 
         A step whose gradient is not finite leaves everything as it was: the fused optimizer is told so on the device.
         """
+        with out_of_memory_explained(self._train, step + 1, world=self.strategy.world):
+            return self._train_step(batch, step)
+
+    def _train_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
         self._prepare(step)
         self.optimizer.zero_grad(set_to_none=True)
         loss, metrics = self._gradient(batch)
@@ -111,12 +116,9 @@ class Engine:
         """The model as it is validated: no dropout, averaged weights where there are some."""
         self.model.eval()
         self._train_mode_set = False
-        with torch.no_grad(), self.precision.autocast():
-            if self.average is None:
-                yield
-            else:
-                with self.average.applied():
-                    yield
+        averaged = self.average.applied() if self.average is not None else nullcontext()
+        with torch.no_grad(), self.precision.autocast(), averaged, self.strategy.whole(self.model):
+            yield
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Copies of the weights that one evaluates, and of what else a resume needs (every rank must ask)."""

@@ -40,6 +40,7 @@ class NonFinite:
     overflows: int = 0  # in a row, of a scaled loss
     skipped: int = 0
     rollbacks: int = 0
+    rolled_back_at: int = 0  # the last step that had been queued by then: its numbers may come later
 
     def look(self, reading: Reading) -> str | None:
         """What is wrong with a step, or None; counts it."""
@@ -48,14 +49,17 @@ class NonFinite:
             self.in_a_row = self.overflows = 0
             return None
         self.skipped += 1
+        if reading.facts.step <= self.rolled_back_at:
+            return None
         if self.scaled and loss_is_finite and self.overflows < SCALE_HALVINGS:
             self.overflows += 1
             return None
         self.in_a_row += 1
         return describe_nonfinite(reading)
 
-    def rolled_back(self) -> None:
+    def rolled_back(self, step: int) -> None:
         self.rollbacks += 1
+        self.rolled_back_at = step
         self.in_a_row = self.overflows = 0
 
     def verdict(self) -> str:
@@ -187,17 +191,23 @@ def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 @contextmanager
-def out_of_memory_explained(config: TrainConfig, step: int) -> Iterator[None]:
+def out_of_memory_explained(config: TrainConfig, step: int, *, world: int = 1) -> Iterator[None]:
     """An error that says which numbers to change when a device runs out of memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        size = config.chunk_size or config.batch_size // config.accumulate
-        smaller = max(1, size // 2)
-        used = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else math.nan
+        size = config.encoded_at_once(world)
+        precision = "`train.precision: bf16`, " if config.precision == "fp32" else ""
         raise TrainingError(
-            f"the device ran out of memory at step {step}, encoding {size} samples at a time ({used:.1f} GB at most)",
-            f"set `train.chunk_size: {smaller}` (the same gradient in less memory), `train.precision: bf16`, "
+            f"the device ran out of memory at step {step}, encoding {size} samples at a time{_memory_used()}",
+            f"set `train.chunk_size: {max(1, size // 2)}` (the same gradient in less memory), {precision}"
             "`model.image.checkpointing: true` and `model.text.checkpointing: true`, or lower `train.batch_size` "
             f"from {config.batch_size}",
         ) from error
+
+
+def _memory_used() -> str:
+    if not torch.cuda.is_initialized():
+        return ""
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return f" (at most {torch.cuda.max_memory_allocated() / 1e9:.1f} of its {total / 1e9:.1f} GB)"

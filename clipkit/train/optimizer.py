@@ -189,6 +189,6 @@ def group_norms(groups: Sequence[NamedGroup], *, gradients: bool) -> torch.Tenso
     for group in groups:
         params = [param for _, param in group.params]
         tensors = [param.grad for param in params if param.grad is not None] if gradients else params
-        norm = torch.nn.utils.get_total_norm(tensors) if tensors else torch.zeros(())
-        norms.append(full(norm).float().to(params[0].device))
+        norm = torch.nn.utils.get_total_norm(tensors) if tensors else torch.zeros((), device=params[0].device)
+        norms.append(full(norm).float())
     return torch.stack(norms)

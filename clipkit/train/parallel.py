@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -45,6 +46,10 @@ class Strategy:
         """The mean over the ranks."""
         return values
 
+    def whole(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Around a validation: the model computes with its weights as they are now, and without the other ranks."""
+        return nullcontext()
+
 
 class Replicas(Strategy):
     """DDP."""
@@ -74,9 +79,10 @@ class Shards(Replicas):
         model.to(device)
         for param in model.parameters():
             param.data = param.data.contiguous()  # no other layout can be sharded
+        mesh = init_device_mesh(device.type, (self.world,))  # by itself FSDP takes a GPU where there is one
         for name, child in model.named_children():
             if name.endswith(("_encoder", "_head")) and any(True for _ in child.parameters()):
-                fully_shard(child)
+                fully_shard(child, mesh=mesh)
         self._replicated = [param for param in model.parameters() if not isinstance(param, DTensor)]
 
     def wrap(self, piece: nn.Module) -> nn.Module:
@@ -92,6 +98,18 @@ class Shards(Replicas):
         for param in self._replicated:
             if param.grad is not None:
                 param.grad = self.mean(param.grad)
+
+    @contextmanager
+    def whole(self, model: nn.Module) -> Iterator[None]:
+        """Gathered once, for ranks may have different numbers of batches, and let go of before a weight changes."""
+        shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for module in shards:
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in shards:
+                module.reshard()
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:

@@ -32,12 +32,20 @@ class Reading:
     values: Mapping[str, float]
 
 
+def queued_so_far(device: torch.device) -> torch.cuda.Event | None:
+    """An event that comes when a GPU has done all that is queued now; other devices need none."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # who waits sleeps: loaders need the cores
+    event.record(torch.cuda.current_stream(device))  # of this device, which need not be the current one
+    return event
+
+
 class Readings:
     """A queue of steps whose numbers are still on the device, read in order and always equally late."""
 
     def __init__(self, device: torch.device, strategy: Strategy) -> None:
         self._lag = 0 if device.type == "cpu" else LAG_STEPS
-        self._pinned = device.type == "cuda"
         self._strategy = strategy
         self._queue: deque[tuple[StepFacts, tuple[str, ...], torch.Tensor, torch.cuda.Event | None]] = deque()
 
@@ -45,13 +53,11 @@ class Readings:
         """Queue a step's scalars; over several ranks their means."""
         stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         stacked = self._strategy.mean(stacked)
-        event = None
-        if self._pinned:
+        device = stacked.device
+        if device.type == "cuda":
             host = torch.empty(stacked.shape, dtype=torch.float32, pin_memory=True)
             stacked = host.copy_(stacked, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-        self._queue.append((facts, tuple(values), stacked, event))
+        self._queue.append((facts, tuple(values), stacked, queued_so_far(device)))
 
     def pop(self, *, all_of_them: bool = False) -> Iterator[Reading]:
         """The steps that are old enough to be read without waiting, or all."""

@@ -23,7 +23,7 @@ from clipkit.train.guards import WINDOW, Alarms, Best, NonFinite, find_metric, f
 from clipkit.train.meter import Meter, wait_share
 from clipkit.train.parallel import lost_ranks_named
 from clipkit.train.plan import MEASURED_STEPS, steps_in_minutes
-from clipkit.train.readings import Reading, Readings, StepFacts
+from clipkit.train.readings import Reading, Readings, StepFacts, queued_so_far
 from clipkit.train.record import Record
 from clipkit.train.signals import StopSignals
 from clipkit.types import Batch, Gallery
@@ -136,9 +136,9 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> None:
         """One step, and the numbers of those that can be read by now."""
-        with lost_ranks_named(self.strategy, self.step + 1), out_of_memory_explained(self.config, self.step + 1):
+        with lost_ranks_named(self.strategy, self.step + 1):
             values = self.engine.train_step(batch, step=self.step)
-            stop = torch.tensor(float(self.signals.requested > 0), device=self.device)
+            stop = torch.full((), float(self.signals.requested > 0), device=self.device)  # a copy would wait for it
             self.step += 1
             self._num_steps += 1
             facts = StepFacts(
@@ -157,7 +157,8 @@ class Trainer:
         """Measure retrieval, write it down, and see whether it is the best so far."""
         assert self.validation is not None
         of = self.validation
-        with self.meter.paused(), self.engine.evaluating(), lost_ranks_named(self.strategy, self.step):
+        explained = out_of_memory_explained(self.config, self.step, world=self.strategy.world)
+        with self.meter.paused(), lost_ranks_named(self.strategy, self.step), explained, self.engine.evaluating():
             result = self.engine.task.evaluate(
                 of.gallery, batch_size=of.batch_size, rank=self.strategy.rank, world=self.strategy.world
             )
@@ -175,10 +176,7 @@ class Trainer:
         """Copy the state and have it written; the run goes on meanwhile."""
         with self.meter.paused():
             weights, train_state = self.engine.snapshot()
-            ready = None
-            if self.device.type == "cuda":
-                ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                ready.record()
+            ready = queued_so_far(self.device)
             best = self.best.state_dict()
             meta = {
                 "step": self.step,
@@ -274,12 +272,12 @@ class Trainer:
             log.warning("%s; the step is skipped (%d in a row)", trouble, self.nonfinite.in_a_row)
             return
         self.record.finish()
-        self.strategy.mean(torch.zeros(1, device=self.device))  # no rank looks before rank 0 has written
+        self.strategy.mean(torch.zeros(1, device=self.device)).item()  # no rank looks before rank 0 has written
         checkpoint = self.record.last_good()
         if verdict == "roll back" and checkpoint is not None:
             self.engine.restore(checkpoint)
             self.engine.lr_factor *= self.config.guards.rollback_lr_factor
-            self.nonfinite.rolled_back()
+            self.nonfinite.rolled_back(self.step)
             log.warning("%s; going on from the weights of `%s`", trouble, checkpoint)
             self.record.write({"step": step, "event": "rollback", "checkpoint": checkpoint.name})
         else:

@@ -27,7 +27,7 @@ from clipkit import hub
 from clipkit.config import TransformersText
 from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
 from clipkit.errors import ModelError
-from clipkit.models.texts import build_text_encoder, describe, write_out_attention
+from clipkit.models.texts import build_text_encoder, describe, mask_always, write_out_attention
 from clipkit.types import Tokens
 
 CAPTIONS = ["a red circle is left of a blue star", "two dogs run over the wet grass", "một con chó đứng"]
@@ -155,6 +155,17 @@ def test_attention_written_out_gives_the_same(name: str, words: FastTokenizer, t
     write_out_attention(encoder)
     assert encoder.model.config._attn_implementation == "eager"
     torch.testing.assert_close(encoder(words(CAPTIONS)), before)
+    assert describe(encoder) == saved
+
+
+@pytest.mark.parametrize("name", ["distilbert", "t5", "mpnet"])
+def test_attention_that_always_has_a_mask_gives_the_same(name: str, words: FastTokenizer, tmp_path: Path) -> None:
+    family(name, words.vocab_size).save_pretrained(tmp_path)
+    encoder = build_text_encoder(TransformersText(name=str(tmp_path), pretrained=name != "t5"), tokenizer=words).eval()
+    inputs = [words(CAPTIONS), words(CAPTIONS[:1])]  # of which the second has no padding
+    before, saved = [encoder(tokens) for tokens in inputs], describe(encoder)
+    mask_always(encoder)
+    torch.testing.assert_close([encoder(tokens) for tokens in inputs], before)
     assert describe(encoder) == saved
 
 

@@ -71,6 +71,14 @@ def test_a_good_step_ends_the_row() -> None:
     assert (nonfinite.in_a_row, nonfinite.skipped) == (1, 3)
 
 
+def test_steps_that_were_queued_before_a_rollback_are_not_held_against_it() -> None:
+    nonfinite = NonFinite(Guards(on_nonfinite="rollback", max_skipped=1), scaled=False)
+    assert nonfinite.look(bad()) is not None
+    nonfinite.rolled_back(step=7)
+    assert nonfinite.look(bad()) is None
+    assert (nonfinite.in_a_row, nonfinite.skipped) == (0, 2)
+
+
 def test_a_loss_scale_may_find_its_level() -> None:
     nonfinite = NonFinite(Guards(), scaled=True)
     overflow = bad(loss=1.0)
@@ -148,7 +156,16 @@ def test_a_metric_is_found_by_its_path() -> None:
 
 
 def test_out_of_memory_says_what_to_change() -> None:
-    config = TrainConfig(batch_size=128, accumulate=2)
+    config = TrainConfig(batch_size=128, accumulate=2, precision="fp32")
     with pytest.raises(TrainingError, match="64 samples") as caught, out_of_memory_explained(config, 5):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert "`train.chunk_size: 32`" in caught.value.hint
+    assert "bf16" in caught.value.hint
+
+
+def test_out_of_memory_counts_what_one_of_several_devices_encodes() -> None:
+    config = TrainConfig(batch_size=1024)
+    with pytest.raises(TrainingError, match="128 samples") as caught, out_of_memory_explained(config, 5, world=8):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert "`train.chunk_size: 64`" in caught.value.hint
+    assert "bf16" not in caught.value.hint
