@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import resource
 import statistics
 import sys
@@ -100,7 +101,7 @@ def bench_loader(
         batch_size=batch_size,
         workers=usable_cores() if config.workers is None else config.workers,
         decoder=_decoder_name(config),
-        advice=_advise(config, stages_ms, images_per_s, ceiling_per_s),
+        advice=_advise(config, stages_ms, stats.image_mb_an_epoch, images_per_s, ceiling_per_s),
     )
 
 
@@ -260,7 +261,11 @@ def _peak_rss_mb() -> float:
 
 
 def _advise(
-    config: DataConfig, stages_ms: dict[str, float], images_per_s: float, ceiling_per_s: float | None
+    config: DataConfig,
+    stages_ms: dict[str, float],
+    image_mb: float,
+    images_per_s: float,
+    ceiling_per_s: float | None,
 ) -> list[str]:
     """What would make this loader faster, by where the time goes."""
     advice = []
@@ -275,10 +280,16 @@ def _advise(
         advice.append("`pip install 'clipkit[fast]'` adds a faster JPEG decoder")
     if busy.get("tokenize", 0.0) > 0.15 * total:
         advice.append(f"tokenizing takes {busy['tokenize'] / total:.0%} of the work: `data.token_cache: true` keeps it")
-    if busy.get("read", 0.0) > 0.4 * total:
+    reading = busy.get("read", 0.0) / total
+    if reading > 0.4:
         advice.append(
-            f"reading takes {busy['read'] / total:.0%} of the work: put the dataset on a local disk, or read blocks "
+            f"reading takes {reading:.0%} of the work: put the dataset on a local disk, or read blocks "
             "of neighbours with `data.shuffle: {block: 1024}`"
+        )
+    if reading > 0.1 and image_mb and config.worker_kind == "threads":
+        advice.append(
+            f"reading takes {reading:.0%} of the work: with so much memory to spare, `data.keep_images_mb: "
+            f"{math.ceil(1.1 * image_mb)}` reads every image once"
         )
     if not advice and ceiling_per_s and images_per_s > 0.9 * ceiling_per_s:
         advice.append("nothing: the loader is as fast as decoding allows")

@@ -404,6 +404,7 @@ def test_images_are_kept_in_memory_where_they_fit(plain_dataset: str) -> None:
         corpus.images(asked)
         corpus._images._kept.join()
         assert corpus._images.in_memory == (limit_bytes == 1_000_000)
+        assert bool(corpus.image_bytes_an_epoch) == (limit_bytes == 1000)
         assert [bytes(image) for image in corpus.images(asked)] == read
 
 
