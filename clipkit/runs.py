@@ -48,10 +48,14 @@ class Run:
         run = cls(folder)
         # Made beside and renamed: whoever sees the folder can resume it, however early the run was killed.
         beside = run.folder.with_name(f".{run.folder.name}.{os.getpid()}")
-        (beside / "checkpoints").mkdir(parents=True)
-        write_whole(beside / FACTS, json.dumps({"id": uuid4().hex[:8], **facts}, indent=2, ensure_ascii=False) + "\n")
-        write_whole(beside / CONFIG, config)
-        beside.rename(run.folder)
+        try:
+            (beside / "checkpoints").mkdir(parents=True)
+            write_whole(beside / FACTS, _as_json({"id": uuid4().hex[:8], **facts}))
+            write_whole(beside / CONFIG, config)
+            beside.rename(run.folder)
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
         sync(run.folder.parent)
         run.lock()
         return run
@@ -114,7 +118,7 @@ class Run:
         return str(self.facts().get("id", self.folder.name))
 
     def update_facts(self, changes: Mapping[str, Any]) -> None:
-        write_whole(self.folder / FACTS, json.dumps({**self.facts(), **changes}, indent=2, ensure_ascii=False) + "\n")
+        write_whole(self.folder / FACTS, _as_json({**self.facts(), **changes}))
 
     def status(self) -> dict[str, Any]:
         return read_json(self.folder / STATUS)
@@ -200,6 +204,10 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
             break
         lines.append(line)
     return lines
+
+
+def _as_json(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
 
 
 def _parse_line(raw: bytes) -> dict[str, Any] | None:

@@ -119,7 +119,7 @@ def _check_saved(record: Record, outcome: Outcome) -> None:
         raise TrainingError(
             f"the run reached step {outcome.step}, but "
             + (f"its last checkpoint that could be written is `{last}`" if last else "no checkpoint could be written"),
-            "make room on the disk, and go on from there with `--resume`",
+            "the warnings say why: make room on the disk where it is full; `--resume` goes on from there",
         )
 
 

@@ -204,7 +204,8 @@ class Trainer:
             self.validate()
             improved = self.best.step == self.step
             self._stop_if_exhausted()
-        good = self.nonfinite.in_a_row == 0
+        # In the middle of trouble the last good checkpoint stays the newest, but no run ends without its last weights.
+        good = self.nonfinite.in_a_row == 0 or self._finished()
         if good and (self.plan.saves(self.step) or improved or self.stopping or self.reason):
             self.save()
 

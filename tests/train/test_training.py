@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import lance
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -163,6 +165,23 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
     assert len([line for line in lines_with(run, "lr") if line.get("skipped")]) == 3
     assert "learning rates" in caught.value.hint
+
+
+def test_a_run_whose_last_step_was_skipped_has_its_last_weights(
+    tmp_path: Path, config_file: Path, shapes_dataset: Path, train: Train
+) -> None:
+    table = lance.dataset(str(shapes_dataset)).to_table(filter="split = 'train'").slice(0, 64)
+    vectors = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    vectors[-1] = np.nan
+    column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), 8)
+    lance.write_dataset(table.append_column("vector", column), str(tmp_path / "vectors.lance"))
+    train(
+        config_file, f"data.dataset={tmp_path / 'vectors.lance'}", "data.features.image=vector", "data.shuffle=false",
+        "model.image={kind: features, dim: 8}", "train.duration=2st", "train.validate_every=null",
+        "optim.groups={text_encoder: {lr: 1e-3}, heads: {lr: 1e-3}}",
+    )  # fmt: skip
+    assert [line.get("skipped", False) for line in lines_with(tmp_path / "run", "lr")] == [False, True]
+    assert read_meta(find_checkpoint(tmp_path / "run", "last"))["step"] == 2
 
 
 def test_a_rollback_goes_on_from_good_weights_at_a_lower_rate(
