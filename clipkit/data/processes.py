@@ -34,9 +34,10 @@ from clipkit.types import Batch
 
 log = logging.getLogger(__name__)
 
-STAGES = ("idle", "reading", "decoding", "finishing")
-IDLE, READING, DECODING, FINISHING = range(len(STAGES))
-HINTS = {
+STAGES = ("starting", "idle", "reading", "decoding", "finishing")
+STARTING, IDLE, READING, DECODING, FINISHING = range(len(STAGES))
+SIGNALS = {number.value: number.name for number in signal.Signals}
+HINTS: dict[int, str] = {
     signal.SIGKILL: "if memory ran out: lower `data.workers` or `data.prefetch`, or use `data.worker_kind: threads`",
     signal.SIGBUS: "if /dev/shm is full: enlarge it (docker: `--shm-size`), or use `data.worker_kind: threads`",
 }
@@ -77,7 +78,7 @@ class Worker:
 
     def __init__(self, maker: BatchMaker, context: ForkServerContext, index: int, *, num_slots: int) -> None:
         self.connection, theirs = context.Pipe()
-        self.stage: ctypes.c_int = context.RawValue(ctypes.c_int, IDLE)
+        self.stage: ctypes.c_int = context.RawValue(ctypes.c_int, STARTING)
         self.slots = Slots(context, num_slots, maker.max_pixel_bytes)
         self._next_slots = itertools.cycle(range(num_slots))
         self.process = context.Process(
@@ -106,15 +107,15 @@ class Worker:
 
     def close(self) -> None:
         self.connection.close()
-        self.process.terminate()
+        self.process.kill()  # nothing less ends a process that is stopped
         self.process.join()
 
     def _ended(self) -> DataError:
         code = self.process.exitcode or 0
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"was killed by {SIGNALS.get(-code, -code)}" if code < 0 else f"ended with exit code {code}"
         return DataError(
-            f"a process that makes batches (pid {self.process.pid}) was {how} while {STAGES[self.stage.value]}",
-            HINTS.get(signal.Signals(-code), "") if code < 0 else "",
+            f"a process that makes batches (pid {self.process.pid}) {how} while {STAGES[self.stage.value]}",
+            HINTS.get(-code, ""),
         )
 
 
@@ -187,6 +188,7 @@ def _work(maker: BatchMaker, connection: Connection[bytes, tuple[int, int]], sta
     logger.addHandler(QueueHandler(records))
     logger.propagate = False
     while True:
+        stage.value = IDLE
         try:
             step, slot = connection.recv()
         except (EOFError, ConnectionResetError):
@@ -200,7 +202,6 @@ def _work(maker: BatchMaker, connection: Connection[bytes, tuple[int, int]], sta
             connection.send_bytes(pickle.dumps(Answer(result, shape, maker.clock.take(), told)))
         except (BrokenPipeError, ConnectionResetError):
             return
-        stage.value = IDLE
 
 
 def _make(maker: BatchMaker, step: int, stage: ctypes.c_int) -> Batch | ClipkitError | str:

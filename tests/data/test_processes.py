@@ -70,6 +70,14 @@ def test_a_stall_is_reported_and_survived(plain_dataset: str, caplog: pytest.Log
     assert f"pid {stopped}: " in caplog.text
 
 
+def test_closing_ends_a_worker_that_is_stopped(plain_dataset: str) -> None:
+    loader = loader_of(plain_dataset)
+    with closing(loader), closing(loader.iterate()) as batches:
+        next(batches)
+        os.kill(worker_pids()[0], signal.SIGSTOP)
+    assert not worker_pids()
+
+
 @pytest.fixture(scope="module")
 def damaged_dataset(write_dataset: Any, jpeg: Callable[..., bytes]) -> str:
     return str(write_dataset([jpeg(60, 40, seed=i) if i != 7 else b"not an image" for i in range(40)]))
