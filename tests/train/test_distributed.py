@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from clipkit.runs import find_checkpoint
+from clipkit.runs import find_checkpoint, read_metrics
 
 Alike = Callable[[Path, Path], None]
 # Without dropout and BatchNorm, whose results depend on how a batch is shared. A larger `eps` keeps Adam from making
@@ -29,7 +29,7 @@ SETS = (
     "optim.eps=1e-3",
     "train.precision=fp32",
     "train.duration=8st",
-    "train.validate_every=4st",
+    "train.validate_every=1st",  # also between checkpoints
     "train.checkpoint_every=2st",
 )
 
@@ -151,6 +151,15 @@ def test_a_rank_that_is_silent_or_the_first_one_ends_the_others(
     output, _ = two.communicate(timeout=120)
     assert two.returncode != 0
     assert f"rank {1 - rank}: another rank died or stopped answering at step" in output
+
+
+def test_ranks_go_back_to_a_good_checkpoint_together(tmp_path: Path, config_file: Path) -> None:
+    sets = ("optim.freeze={heads: 2st}", "optim.groups.heads.lr=1e25", "train.guards.on_nonfinite=rollback")
+    sets += ("train.guards.max_skipped=1", "train.guards.rollback_lr_factor=1e-28", "train.checkpoint_every=2st")
+    process = torchrun(2, "--config", config_file, *flags(*sets, "train.duration=6st", "train.validate_every=null"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert [line["checkpoint"] for line in read_metrics(tmp_path / "run") if "event" in line] == ["step-00000002"]
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(tmp_path: Path, config_file: Path) -> None:
