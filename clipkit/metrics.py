@@ -8,6 +8,7 @@ that is not a number. A model whose embeddings are all alike then has recall 0, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -88,7 +89,12 @@ def mean_cosine(embedding_ND: Tensor) -> Tensor:
 
 
 def effective_rank(embedding_ND: Tensor) -> Tensor:
-    """How many directions the embeddings use: exp of the entropy of their singular values (Roy & Vetterli 2007)."""
+    """How many directions the embeddings use: exp of the entropy of their singular values (Roy & Vetterli 2007).
+
+    NaN where an embedding is not finite, as right after a step that went wrong.
+    """
+    if not embedding_ND.isfinite().all():
+        return torch.tensor(math.nan)
     centred_ND = F.normalize(embedding_ND, dim=-1).cpu().double()
     centred_ND = centred_ND - centred_ND.mean(0)
     singular_D = torch.linalg.eigvalsh(centred_ND.T @ centred_ND).clamp(min=0).sqrt()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -143,9 +144,9 @@ class Run:
     def write_best(self, best: Mapping[str, Any]) -> None:
         write_whole(self.checkpoints_folder / BEST, json.dumps(best) + "\n")
 
-    def newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint that is whole; those that are not are named in the log."""
-        for _, path in reversed(self.checkpoints()):
+    def newest_checkpoint(self, *, before: float = math.inf) -> Path | None:
+        """The newest checkpoint (before a step) that is whole; those that are not are named in the log."""
+        for path in reversed([path for step, path in self.checkpoints() if step < before]):
             damage = find_damage(path)
             if damage is None:
                 return path

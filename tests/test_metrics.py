@@ -121,3 +121,4 @@ def test_effective_rank_counts_directions() -> None:
     line = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
     assert metrics.effective_rank(line).item() == pytest.approx(1)
     assert math.isfinite(metrics.effective_rank(torch.ones(5, 3)).item())
+    assert math.isnan(metrics.effective_rank(torch.full((5, 3), math.nan)).item())

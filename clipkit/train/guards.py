@@ -41,12 +41,15 @@ class NonFinite:
     skipped: int = 0
     rollbacks: int = 0
     rolled_back_at: int = 0  # the last step that had been queued by then: its numbers may come later
+    unproved: float = math.inf  # the step of the checkpoint gone back to, until a step from there has been finite
 
     def look(self, reading: Reading) -> str | None:
         """What is wrong with a step, or None; counts it."""
         loss_is_finite = math.isfinite(reading.values["loss"])
         if loss_is_finite and reading.values["skipped"] == 0:
             self.in_a_row = self.overflows = 0
+            if reading.facts.step > self.rolled_back_at:
+                self.unproved = math.inf
             return None
         self.skipped += 1
         if reading.facts.step <= self.rolled_back_at:
@@ -57,9 +60,11 @@ class NonFinite:
         self.in_a_row += 1
         return describe_nonfinite(reading)
 
-    def rolled_back(self, step: int) -> None:
+    def rolled_back(self, step: int, *, to: int) -> None:
+        """The weights are those of step `to` again; where they turn out to be no good, an earlier one's are due."""
         self.rollbacks += 1
         self.rolled_back_at = step
+        self.unproved = to
         self.in_a_row = self.overflows = 0
 
     def verdict(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -31,9 +32,9 @@ class Record:
     def save(self, snapshot: Snapshot) -> None:
         """A checkpoint, written on the side."""
 
-    def last_good(self) -> Path | None:
-        """The newest checkpoint that is whole."""
-        return self._folder.newest_checkpoint() if self._folder is not None else None
+    def last_good(self, *, before: float = math.inf) -> Path | None:
+        """The newest checkpoint (before a step) that is whole."""
+        return self._folder.newest_checkpoint(before=before) if self._folder is not None else None
 
     def fix_total(self, total_steps: int) -> None:
         """Remember how many steps a run in minutes has."""

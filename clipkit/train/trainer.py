@@ -6,6 +6,7 @@ It knows the Task protocol alone, and nothing of what is trained.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
@@ -17,6 +18,7 @@ import torch
 from clipkit.config import TrainConfig
 from clipkit.data.device import prefetch_to_device
 from clipkit.errors import TrainingError
+from clipkit.runs import read_meta
 from clipkit.train.checkpoint import Snapshot
 from clipkit.train.engine import Engine
 from clipkit.train.guards import WINDOW, Alarms, Best, NonFinite, find_metric, flat, out_of_memory_explained
@@ -226,7 +228,7 @@ class Trainer:
     def _look(self, reading: Reading) -> None:
         """One step's numbers: into the log, before the guards, onto the bar."""
         values, facts = reading.values, reading.facts
-        self._last_loss = values["loss"]
+        self._last_loss = values["loss"] if math.isfinite(values["loss"]) else None
         self.stopping = self.stopping or values["stop"] > 0
         fields = self._line(reading)
         self.record.write(fields)
@@ -274,11 +276,12 @@ class Trainer:
             return
         self.record.finish()
         self.strategy.mean(torch.zeros(1, device=self.device)).item()  # no rank looks before rank 0 has written
-        checkpoint = self.record.last_good()
+        checkpoint = self.record.last_good(before=self.nonfinite.unproved)
         if verdict == "roll back" and checkpoint is not None:
+            lr_factor = self.engine.lr_factor * self.config.guards.rollback_lr_factor
             self.engine.restore(checkpoint)
-            self.engine.lr_factor *= self.config.guards.rollback_lr_factor
-            self.nonfinite.rolled_back(self.step)
+            self.engine.lr_factor = lr_factor
+            self.nonfinite.rolled_back(self.step, to=int(read_meta(checkpoint)["step"]))
             log.warning("%s; going on from the weights of `%s`", trouble, checkpoint)
             self.record.write({"step": step, "event": "rollback", "checkpoint": checkpoint.name})
         else:

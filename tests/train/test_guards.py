@@ -74,7 +74,7 @@ def test_a_good_step_ends_the_row() -> None:
 def test_steps_that_were_queued_before_a_rollback_are_not_held_against_it() -> None:
     nonfinite = NonFinite(Guards(on_nonfinite="rollback", max_skipped=1), scaled=False)
     assert nonfinite.look(bad()) is not None
-    nonfinite.rolled_back(step=7)
+    nonfinite.rolled_back(step=7, to=4)
     assert nonfinite.look(bad()) is None
     assert (nonfinite.in_a_row, nonfinite.skipped) == (0, 2)
 

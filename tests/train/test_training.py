@@ -192,10 +192,12 @@ def test_a_rollback_goes_on_from_good_weights_at_a_lower_rate(
         summary = train(
             None, "train.duration=12st", "optim.groups.heads.lr=1e25", "train.guards.on_nonfinite=rollback",
             "train.guards.max_skipped=2", "train.guards.rollback_lr_factor=1e-28", "train.checkpoint_every=50st",
-            resume=str(tmp_path / "run"),
+            "train.validate_every=1st", resume=str(tmp_path / "run"),
         )  # fmt: skip
     assert summary["step"] == 12
-    assert [line["checkpoint"] for line in lines_with(tmp_path / "run", "event")] == ["step-00000002"]
+    # What was validated and kept after step 3 is of its ruinous rate, as shows at once.
+    gone_back_to = [line["checkpoint"] for line in lines_with(tmp_path / "run", "event")]
+    assert gone_back_to == ["step-00000003", "step-00000002"]
     assert "going on from the weights of" in caplog.text
     assert lines_with(tmp_path / "run", "loss")[-1]["loss"] is not None
 
