@@ -106,6 +106,14 @@ class Engine:
             values |= {f"weight_norm/{group.name}": norm for group, norm in zip(self.groups, weights, strict=True)}
         return values
 
+    def mend_statistics(self) -> None:
+        """Begin a BatchNorm's running statistics anew where a pass that overflowed has spoiled them for good."""
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+                assert module.running_mean is not None
+                if not (module.running_mean + module.running_var).isfinite().all():
+                    module.reset_running_stats()
+
     def rates(self) -> dict[str, float]:
         """The last step's learning rates, of the groups that are trained."""
         frozen = {group.name for group in self.groups if not any(p.requires_grad for _, p in group.params)}

@@ -273,6 +273,7 @@ class Trainer:
         verdict = self.nonfinite.verdict()
         if verdict == "go on":
             log.warning("%s; the step is skipped (%d in a row)", trouble, self.nonfinite.in_a_row)
+            self.engine.mend_statistics()
             return
         self.record.finish()
         self.strategy.mean(torch.zeros(1, device=self.device)).item()  # no rank looks before rank 0 has written

@@ -184,6 +184,18 @@ def test_a_run_whose_last_step_was_skipped_has_its_last_weights(
     assert read_meta(find_checkpoint(tmp_path / "run", "last"))["step"] == 2
 
 
+def test_statistics_that_an_overflow_spoiled_begin_anew(config_file: Path) -> None:
+    parts = training.build_parts(open_session(config_file), torch.device("cpu"))
+    parts.loader.close()
+    norms = [module for module in parts.task.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    spoiled, sound = norms[0], norms[1]
+    spoiled.running_var[0] = torch.nan
+    sound.running_mean.fill_(0.5)
+    parts.engine.mend_statistics()
+    assert spoiled.running_var.eq(1).all()
+    assert sound.running_mean.eq(0.5).all()
+
+
 def test_a_rollback_goes_on_from_good_weights_at_a_lower_rate(
     tmp_path: Path, config_file: Path, train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
