@@ -18,7 +18,7 @@ class CaptionOrder:
 
     An epoch is a row of passes. An image is in as many of them as it has captions, at even distances, with one
     caption each; a pass goes through its images as `shuffle` says. Where a batch spans two passes, images of the one
-    are put off in the other.
+    are put off in the other; where passes are of a few batches, they keep the order of the first.
     """
 
     counts: np.ndarray  # (images,) captions of each image; its samples stand side by side
@@ -32,6 +32,8 @@ class CaptionOrder:
         return int(self.counts.sum())
 
     def slice(self, epoch: int, start: int, stop: int) -> Draw:
+        if self._is_small:
+            return of_epoch(self._turn(_spread(self, epoch)[start:stop], epoch), epoch)
         ends = self._pass_ends
         parts = []
         for index in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
@@ -58,6 +60,11 @@ class CaptionOrder:
     def _pass_ends(self) -> np.ndarray:
         sizes = [len(_members(self, index)) for index in range(self.num_passes)]
         return np.cumsum(sizes)
+
+    @cached_property
+    def _is_small(self) -> bool:
+        """Whether a pass may be too short to put off what ended the one before."""
+        return bool(np.diff(self._pass_ends, prepend=0).min() < 3 * self.batch_size)
 
     def _in_pass(self, epoch: int, index: int, start: int, stop: int) -> np.ndarray:
         head = _head(self, epoch, index) if index else np.empty(0, dtype=np.int64)
@@ -87,11 +94,22 @@ class CaptionOrder:
 @lru_cache(maxsize=16)
 def _head(order: CaptionOrder, epoch: int, index: int) -> np.ndarray:
     """The first samples of a pass, those put off whose images end the pass before."""
-    window = 2 * order.batch_size
-    head = order.shuffled(epoch, index, 0, min(window, len(_members(order, index))))
+    head = order.shuffled(epoch, index, 0, 2 * order.batch_size)
     size = len(_members(order, index - 1))
-    # However that pass was itself rearranged, its end is among these.
-    return put_off(order, head, order.shuffled(epoch, index - 1, max(0, size - window), size))
+    return put_off(order, head, order.shuffled(epoch, index - 1, size - order.batch_size, size))
+
+
+@lru_cache(maxsize=2)
+def _spread(order: CaptionOrder, epoch: int) -> np.ndarray:
+    """All samples of an epoch: an image's captions at even distances, each image begun where `shuffle` puts it."""
+    num_images = len(order.counts)
+    shuffled = plain_order(num_images, order.batch_size, shuffle=order.shuffle, seed=order.seed)
+    begun = np.empty(num_images)
+    begun[shuffled.slice(epoch, 0, num_images).samples] = np.arange(num_images) / num_images
+    images = np.repeat(np.arange(num_images), order.counts)
+    numbers = np.arange(order.num_samples) - order.first_samples[images]
+    spread: np.ndarray = np.argsort((numbers + begun[images]) / order.counts[images], kind="stable")
+    return spread
 
 
 @lru_cache(maxsize=4)

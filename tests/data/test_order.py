@@ -173,9 +173,18 @@ def test_a_group_larger_than_a_batch_is_cut_and_nothing_is_lost() -> None:
     assert sorted(epoch_of(order).tolist()) == list(range(100))
 
 
-@pytest.mark.parametrize("counts", [np.full(100, 5), np.random.default_rng(0).integers(1, 6, 100)])
-def test_captions_of_an_image_stay_out_of_each_others_batch(counts: np.ndarray) -> None:
-    order = CaptionOrder(counts, 16, drop_last=False, seed=2)
+@pytest.mark.parametrize(
+    ("counts", "batch_size"),
+    [
+        (np.full(100, 5), 16),
+        (np.random.default_rng(0).integers(1, 6, 100), 16),
+        (np.full(30, 5), 13),
+        (np.full(30, 2), 29),
+        (np.full(100, 5), 64),
+    ],
+)
+def test_captions_of_an_image_stay_out_of_each_others_batch(counts: np.ndarray, batch_size: int) -> None:
+    order = CaptionOrder(counts, batch_size, drop_last=False, seed=2)
     for step in range(steps_per_epoch(order)):
         images = order.images_of(draw(order, step).samples)
         assert len(np.unique(images)) == len(images)
