@@ -72,7 +72,7 @@ def decode_with_simplejpeg(data: memoryview, info: ImageInfo, divisor: int) -> P
             data,
             "RGB",
             fastdct=True,
-            fastupsample=True,
+            fastupsample=divisor > 1,  # at full size it would show in the colours
             min_height=-(-info.height // divisor) if divisor > 1 else 0,
             min_width=-(-info.width // divisor) if divisor > 1 else 0,
             min_factor=divisor,

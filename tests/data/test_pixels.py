@@ -41,6 +41,16 @@ def test_colours_are_those_of_pillow(photographs: list[memoryview], jpeg_decoder
         assert np.abs(found - expected).mean() < 3
 
 
+def test_colours_of_subsampled_jpegs_are_those_of_pillow(
+    flickr8k_dir: Path, jpeg_decoder: Callable[..., np.ndarray]
+) -> None:
+    for path in sorted((flickr8k_dir / "Images").glob("*.jpg"))[:100]:
+        data = memoryview(path.read_bytes())
+        expected = np.asarray(Image.open(path).convert("RGB"), dtype=float)
+        found = decode(data, parse_header(data), jpeg=jpeg_decoder)  # type: ignore[arg-type]
+        assert np.abs(found - expected).mean() < 2, path.name
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
 def test_other_formats_are_decoded(kind: str) -> None:
     image = Image.fromarray(np.full((24, 36, 3), (200, 40, 90), np.uint8))
