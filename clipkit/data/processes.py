@@ -12,7 +12,6 @@ import ctypes
 import itertools
 import logging
 import multiprocessing
-import pickle
 import queue
 import signal
 import time
@@ -30,7 +29,7 @@ import torch
 
 from clipkit.data.batches import BatchMaker
 from clipkit.errors import ClipkitError, DataError
-from clipkit.types import Batch
+from clipkit.types import Batch, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +43,19 @@ HINTS: dict[int, str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Parts:
+    """A batch on its way: the pixels lie in a slot, and the other tensors are arrays, which a pipe copies."""
+
+    batch: Batch
+    pixels_shape: tuple[int, ...] | None
+    arrays: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What comes back for a step."""
 
-    result: Batch | ClipkitError | str  # what went wrong elsewhere than in clipkit comes as its traceback
-    pixels_shape: tuple[int, ...] | None  # of the images, which lie in the slot of the step
+    result: Parts | ClipkitError | str  # what went wrong elsewhere than in clipkit comes as its traceback
     stages_s: dict[str, float]
     records: list[logging.LogRecord]
 
@@ -99,7 +106,7 @@ class Worker:
         if not wait([self.connection, self.process.sentinel], timeout_s):
             return None
         try:
-            answer: Answer = pickle.loads(self.connection.recv_bytes())
+            answer: Answer = self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.join()
             raise self._ended() from error
@@ -163,11 +170,8 @@ class ProcessPipeline:
             self._maker.clock.add(stage, seconds)
         for record in answer.records:
             logging.getLogger(record.name).handle(record)
-        if isinstance(answer.result, Batch):
-            if answer.pixels_shape is None:
-                return answer.result
-            images = slots.read(slot, answer.pixels_shape, pinned=self._maker.pins_memory)
-            return replace(answer.result, images=images)
+        if isinstance(answer.result, Parts):
+            return _put_together(answer.result, slots, slot, pinned=self._maker.pins_memory)
         if isinstance(answer.result, str):
             raise RuntimeError(f"in a process that makes batches:\n{answer.result}")
         raise answer.result
@@ -177,7 +181,9 @@ class ProcessPipeline:
         log.warning("no batch for %.0f s, waiting for step %d. %s", time.perf_counter() - started, step, doing)
 
 
-def _work(maker: BatchMaker, connection: Connection[bytes, tuple[int, int]], stage: ctypes.c_int, slots: Slots) -> None:
+def _work(
+    maker: BatchMaker, connection: Connection[Answer, tuple[int, int]], stage: ctypes.c_int, slots: Slots
+) -> None:
     """Answer steps until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     cv2.setNumThreads(1)
@@ -193,13 +199,11 @@ def _work(maker: BatchMaker, connection: Connection[bytes, tuple[int, int]], sta
             step, slot = connection.recv()
         except (EOFError, ConnectionResetError):
             return
-        result, shape = _make(maker, step, stage), None
-        if isinstance(result, Batch) and (images := result.images) is not None:
-            slots.write(slot, images)
-            result, shape = replace(result, images=None), tuple(images.shape)
+        made = _make(maker, step, stage)
+        result = _take_apart(made, slots, slot) if isinstance(made, Batch) else made
         told = [records.get() for _ in range(records.qsize())]
         try:
-            connection.send_bytes(pickle.dumps(Answer(result, shape, maker.clock.take(), told)))
+            connection.send(Answer(result, maker.clock.take(), told))
         except (BrokenPipeError, ConnectionResetError):
             return
 
@@ -216,3 +220,30 @@ def _make(maker: BatchMaker, step: int, stage: ctypes.c_int) -> Batch | ClipkitE
         return error
     except BaseException:  # Lance's panics are no Exceptions
         return traceback.format_exc()
+
+
+def _take_apart(batch: Batch, slots: Slots, slot: int) -> Parts:
+    images, tokens = batch.images, batch.tokens
+    if images is not None:
+        slots.write(slot, images)
+    tensors = {
+        "input_ids": None if tokens is None else tokens.input_ids,
+        "attention_mask": None if tokens is None else tokens.attention_mask,
+        "image_features": batch.image_features,
+        "text_features": batch.text_features,
+    }
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
+    rest = replace(batch, images=None, tokens=None, image_features=None, text_features=None)
+    return Parts(rest, None if images is None else tuple(images.shape), arrays)
+
+
+def _put_together(parts: Parts, slots: Slots, slot: int, *, pinned: bool) -> Batch:
+    tensors = {name: torch.from_numpy(array) for name, array in parts.arrays.items()}
+    shape = parts.pixels_shape
+    return replace(
+        parts.batch,
+        images=None if shape is None else slots.read(slot, shape, pinned=pinned),
+        tokens=Tokens(tensors["input_ids"], tensors["attention_mask"]) if "input_ids" in tensors else None,
+        image_features=tensors.get("image_features"),
+        text_features=tensors.get("text_features"),
+    )

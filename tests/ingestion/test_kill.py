@@ -41,6 +41,11 @@ def finish(table: Path, out: Path) -> None:
     assert process.returncode == 0, errors.decode()
 
 
+def wait_for_a_shard(out: Path, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None and not any((out / "_ingest").glob("shard-*.json")):
+        time.sleep(0.01)
+
+
 def rows_of(out: Path) -> pa.Table:
     return lance.dataset(str(out)).to_table().combine_chunks()
 
@@ -60,9 +65,11 @@ def test_killed_ingests_end_as_if_nothing_had_happened(table: Path, tmp_path: Pa
     for run in range(NUM_KILLS // KILLS_A_RUN):
         out = tmp_path / f"run{run}" / "out.lance"
         out.parent.mkdir()
-        for _ in range(KILLS_A_RUN):
+        for kill in range(KILLS_A_RUN):
             process = start(table, out)
-            time.sleep(chance.uniform(0.1, 1.0) * duration_s)
+            if kill % 2:  # on a busy machine hardly any time drawn at random falls between two shards
+                wait_for_a_shard(out, process)
+            time.sleep(chance.uniform(0.1, 1.0) * (duration_s / 10 if kill % 2 else duration_s))
             process.kill()
             process.communicate()
             num_resumed += any((out / "_ingest").glob("shard-*.json"))
