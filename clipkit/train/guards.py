@@ -212,7 +212,7 @@ def out_of_memory_explained(config: TrainConfig, step: int, *, world: int = 1) -
 
 
 def _memory_used() -> str:
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return ""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return f" (at most {torch.cuda.max_memory_allocated() / 1e9:.1f} of its {total / 1e9:.1f} GB)"

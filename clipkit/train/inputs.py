@@ -29,12 +29,25 @@ def open_datasets(config: Config, facts: Mapping[str, Any]) -> tuple[Dataset, ..
     columns = Columns(data.image_id_column, data.image_column, data.captions_column)
     uris = [data.dataset] if data.dataset else [source.dataset for source in data.sources]
     pinned = [entry["version"] for entry in facts.get("datasets", ())] or [None] * len(uris)
-    opened = [Dataset(uri, version=v, columns=columns) for uri, v in zip(uris, pinned, strict=True)]
+    opened = [_open(uri, version=v, columns=columns) for uri, v in zip(uris, pinned, strict=True)]
     if distributed.world() > 1:
         versions = [[dataset.version for dataset in opened]]
         dist.broadcast_object_list(versions)
         opened = [Dataset(uri, version=v, columns=columns) for uri, v in zip(uris, versions[0], strict=True)]
     return tuple(opened)
+
+
+def _open(uri: str, *, version: int | None, columns: Columns) -> Dataset:
+    try:
+        return Dataset(uri, version=version, columns=columns)
+    except DataError as error:
+        if version is None:
+            raise
+        raise DataError(
+            error.message,
+            f"the run began with version {version} of it: `--set data.dataset=PATH` says where that is now; if it is "
+            "no more, begin a new run with this one's weights, `model.init`",
+        ) from error
 
 
 def with_caches(config: Config, datasets: tuple[Dataset, ...], tokenizer: Tokenizer | None) -> tuple[Dataset, ...]:

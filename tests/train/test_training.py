@@ -96,6 +96,19 @@ def test_a_moved_dataset_is_gone_on_with_and_another_one_is_not(
         train(None, "train.duration=5st", f"data.dataset={other}", resume=run)
 
 
+def test_a_dataset_that_is_gone_says_which_version_is_missed(
+    tmp_path: Path, config_file: Path, shapes_dataset: Path, train: Train
+) -> None:
+    copy = tmp_path / "copy.lance"
+    shutil.copytree(shapes_dataset, copy)
+    train(config_file, *SHORT, f"data.dataset={copy}")
+    shutil.rmtree(copy)
+    with pytest.raises(DataError, match="there is no dataset") as caught:
+        train(None, "train.duration=3st", resume=str(tmp_path / "run"))
+    assert "version 1" in caught.value.hint
+    assert "--set data.dataset=" in caught.value.hint
+
+
 def test_a_dataset_that_takes_no_tag_is_trained_on_with_a_warning(
     tmp_path: Path, config_file: Path, shapes_dataset: Path, train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
