@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Tests run beside each other: threads of one would only wait for those of another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Runs are compared bit for bit, and several share a machine: `CUDA_VISIBLE_DEVICES=0` lets the tests see a GPU.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 class RunCli(Protocol):
