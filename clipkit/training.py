@@ -171,7 +171,7 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
     if _remembers_texts(config, optim) and tokenizer is not None:
         task.remember_texts(tokenizer, loader.captions)
     plan = make_plan(config.train, optim, steps_per_epoch=loader.steps_per_epoch)
-    if plan.total_steps is None and session.facts.get("total_steps"):
+    if plan.measured and plan.minutes == session.facts.get("minutes") and session.facts.get("total_steps"):
         plan = plan.with_total(int(session.facts["total_steps"]))
     if config.train.chunk_size and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.model.modules()):
         log.info(
@@ -262,6 +262,7 @@ def _open_record(session: Session, parts: Parts) -> Record:
         "num_samples": parts.loader.num_samples,
         "steps_per_epoch": plan.steps_per_epoch,
         "total_steps": plan.total_steps,
+        "minutes": plan.minutes,
         "threads": parts.threads,
         "world": distributed.world(),
     }
@@ -269,7 +270,7 @@ def _open_record(session: Session, parts: Parts) -> Record:
     if session.run is None or datasets != session.facts.get("datasets"):
         for dataset in parts.datasets:
             _tag(dataset, config.run.name)
-    run.update_facts({"datasets": datasets, "total_steps": plan.total_steps})
+    run.update_facts({"datasets": datasets, "total_steps": plan.total_steps, "minutes": plan.minutes})
     if distributed.world() > 1:
         dist.barrier()
     config_text = dump_config(config)
@@ -281,11 +282,7 @@ def _open_record(session: Session, parts: Parts) -> Record:
 
     model = config.model.model_dump(mode="json")
     trackers = open_trackers(
-        config.train.trackers,
-        run,
-        name=config.run.name,
-        config=config.model_dump(mode="json"),
-        step=session.step,
+        config.train.trackers, run, name=config.run.name, config=config.model_dump(mode="json"), step=session.step
     )
     return RunRecord(
         run,

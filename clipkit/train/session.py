@@ -88,7 +88,7 @@ def _rerun(run: Run, config_file: Path | None, sets: Sequence[str]) -> Session:
     folder = config.run.folder
     if folder == run.folder or not any(text.startswith(("run.dir=", "run.name=")) for text in sets):
         folder = _free_name(run.folder)
-    kept = ("datasets", "num_samples", "total_steps", "threads")
+    kept = ("datasets", "num_samples", "total_steps", "minutes", "threads")
     return Session(config, folder, facts={key: value for key, value in run.facts().items() if key in kept})
 
 

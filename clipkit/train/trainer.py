@@ -106,6 +106,7 @@ class Trainer:
         if start:
             self.step = int(start["step"])
             self.metrics = dict(start["metrics"])
+            self.meter.measured = list(start["measured"])
             self.best.load_state_dict(start["progress"])
             self._stop_if_exhausted()
 
@@ -185,6 +186,7 @@ class Trainer:
                 "epoch": self.plan.epoch(self.step),
                 "metrics": self.metrics,
                 "progress": best,
+                "measured": list(self.meter.measured),
                 "threads": torch.get_num_threads(),
                 "world": self.strategy.world,
                 "precision": self.engine.precision.name,

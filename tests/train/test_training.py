@@ -247,6 +247,8 @@ def test_a_run_in_minutes_measures_itself_once(tmp_path: Path, config_file: Path
     assert summary["step"] == summary["total_steps"] == total
     again = train(None, rerun=str(tmp_path / "run"))
     assert again["step"] == total
+    assert train(None, resume=str(tmp_path / "run"))["step"] == total
+    assert train(None, "train.duration=0.05min", resume=str(tmp_path / "run"))["step"] > total
 
 
 def test_a_group_is_unfrozen_at_its_step(tmp_path: Path, config_file: Path, train: Train) -> None:
