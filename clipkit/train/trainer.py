@@ -154,7 +154,8 @@ class Trainer:
                 wall_s=self.meter.step(batch.wait_s),
             )
             self.readings.push(facts, {**values, "stop": stop})
-        self._read()
+        # Several ranks read equally late, and so stop after the same step; one alone stops after this one.
+        self._read(all_of_them=self.signals.requested > 0 and self.strategy.world == 1)
 
     def validate(self) -> None:
         """Measure retrieval, write it down, and see whether it is the best so far."""
