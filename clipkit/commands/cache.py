@@ -48,7 +48,7 @@ def cache(
                 "gain": round(plan.gain, 2),
                 "undecodable": len(bad),
                 "version": opened.version,
-                "written": not dry_run and plan.rows > 0,
+                "written": not dry_run and plan.rows > len(bad),
             }
         )
     elif not dry_run:

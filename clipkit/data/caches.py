@@ -29,12 +29,13 @@ from clipkit.ingest.image import turn_upright
 from clipkit.store import Dataset
 from clipkit.store.columns import count_missing, fill_column
 from clipkit.store.dataset import fixed_size_values
+from clipkit.store.shards import writing_error
 from clipkit.types import Tokenizer
 
 log = logging.getLogger(__name__)
 
-PROBE_ROWS = 256
 BATCH_ROWS = 256
+BATCH_BYTES = 64_000_000
 MEGABYTE = 1_000_000
 PROBE_BATCH = 64
 PROBE_ROUNDS = 3
@@ -58,8 +59,10 @@ class Plan:
 
 def plan_cache(dataset: Dataset, *, side_px: int) -> Plan:
     """Decode some rows spread over the dataset; write their pixels into a dataset of their own, and cut out of it."""
+    if not len(dataset):
+        raise DataError(f"`{dataset.uri}` has no rows")
     missing = count_missing(dataset, cache_column(side_px))
-    rows = np.unique(np.linspace(0, len(dataset) - 1, PROBE_ROWS).astype(np.int64))
+    rows = np.unique(np.linspace(0, len(dataset) - 1, _rows_at_once(side_px)).astype(np.int64))
     decode_s = math.inf
     for _ in range(PROBE_ROUNDS):
         started = time.perf_counter()
@@ -69,7 +72,10 @@ def plan_cache(dataset: Dataset, *, side_px: int) -> Plan:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         values = pa.FixedSizeBinaryArray.from_buffers(field.type, len(rows), [None, pa.py_buffer(pixels)])
-        probe = lance.write_dataset(pa.table([values], schema=pa.schema([field])), f"{folder}/probe.lance")
+        try:
+            probe = lance.write_dataset(pa.table([values], schema=pa.schema([field])), f"{folder}/probe.lance")
+        except OSError as error:
+            raise writing_error(folder, error, again="measure again (TMPDIR names another place)") from error
         write_s = time.perf_counter() - started
         cut_s = min(_time_cuts(probe, field.name, side_px, order) for order in _shuffles(len(rows)))
     return Plan(
@@ -99,6 +105,10 @@ def _time_cuts(probe: lance.LanceDataset, column: str, side_px: int, order: np.n
     return (time.perf_counter() - started) / usable_cores()
 
 
+def _rows_at_once(side_px: int) -> int:
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // (side_px * side_px * 3)))
+
+
 def _pixel_field(side_px: int) -> pa.Field:
     return pa.field(cache_column(side_px), pa.binary(side_px * side_px * 3))
 
@@ -120,7 +130,7 @@ def make_cache(
         valid = pa.array(~failed).buffers()[1]  # one bit a row, as a validity mask has
         return pa.Array.from_buffers(field.type, len(rows), [valid, pa.py_buffer(pixels)])
 
-    return fill_column(dataset, field, compute, batch_rows=BATCH_ROWS, advance=advance), bad
+    return fill_column(dataset, field, compute, batch_rows=_rows_at_once(side_px), advance=advance), bad
 
 
 def make_token_cache(

@@ -29,6 +29,7 @@ Places = np.ndarray  # int64 numbers of rows in a fragment's files, deleted ones
 NUM_TRIES = 5
 WHOLE = "whole-"  # begins the name of a file that has a value for every row
 READ_BYTES = 16_000_000
+AGAIN = "begin again: the fragments that are done stay done"
 WIDE_ROWS = 64
 DROPPED_FIELD = -2  # Lance's mark for a field of a file that another file holds now
 
@@ -66,7 +67,7 @@ def _add_column(uri: str, field: pa.Field) -> None:
         try:
             newest.add_columns(field)  # metadata alone: every row is null
         except OSError as error:
-            raise writing_error(uri, error) from error
+            raise writing_error(uri, error, again=AGAIN) from error
         return
     there = newest.schema.field(field.name)
     if there.type != field.type or is_blob(there):
@@ -109,7 +110,7 @@ def _fill_fragment(
         _commit(dataset.uri, number, field.name, path.rpartition("/")[2])
     except OSError as error:
         _remove(path)
-        raise writing_error(dataset.uri, error) from error
+        raise writing_error(dataset.uri, error, again=AGAIN) from error
     except BaseException:
         _remove(path)
         raise

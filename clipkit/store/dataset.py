@@ -89,7 +89,7 @@ class Dataset:
         """The rows' encoded images, in the order asked for and without copying; a null image is empty."""
         name = column or self.columns.image
         if self.image_is_blob and name == self.columns.image:
-            return [memoryview(data) for _, data in self.lance.read_blobs(name, indices=[int(r) for r in rows])]
+            return [memoryview(data or b"") for _, data in self.lance.read_blobs(name, indices=[int(r) for r in rows])]
         values = self.lance.take(rows, columns=[name]).column(0)
         return [view for chunk in values.chunks for view in binary_views(chunk)]
 

@@ -110,17 +110,17 @@ def sync_data_file(path: Path) -> None:
         sync(folder)
 
 
-def writing_error(uri: str, error: BaseException) -> DataError:
+def writing_error(
+    uri: str,
+    error: BaseException,
+    *,
+    again: str = "give the same command again with --resume: finished shards are kept",
+) -> DataError:
     """What went wrong while writing, in words."""
     text = str(error)
     if "No space left" in text or "os error 28" in text or "Disk quota" in text:
-        return DataError(
-            f"no space is left where `{uri}` is written",
-            "make room, then give the same command again with --resume: finished shards are kept",
-        )
-    return DataError(
-        f"`{uri}` could not be written: {first_line(error)}", "mend it, then give the same command again with --resume"
-    )
+        return DataError(f"no space is left where `{uri}` is written", f"make room, then {again}")
+    return DataError(f"`{uri}` could not be written: {first_line(error)}", f"mend it, then {again}")
 
 
 def remove_orphans(uri: str, paths: Collection[str]) -> None:

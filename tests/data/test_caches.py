@@ -65,6 +65,14 @@ def test_an_image_that_cannot_be_decoded_stays_out_of_the_cache(
     assert sum(batch.num_replaced for batch in batches) > 0
 
 
+def test_a_dataset_without_rows_is_refused(write_dataset: Any, jpeg: Callable[..., bytes], run_cli: Any) -> None:
+    path = write_dataset([jpeg(20, 20)])
+    lance.dataset(path).delete("true")
+    done = run_cli("cache", path)
+    assert done.returncode == 1
+    assert "has no rows" in done.stderr
+
+
 def test_cached_tokens_are_the_same_tokens(write_dataset: Any, jpeg: Callable[..., bytes], minilm_dir: Path) -> None:
     path = write_dataset([jpeg(20, 20)] * 40)
     tokenizer = load_tokenizer(minilm_dir, max_tokens=12, padding="longest")

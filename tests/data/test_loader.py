@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import lance
@@ -243,6 +244,17 @@ def test_a_bad_row_is_replaced_and_counted(damaged_dataset: str, caplog: pytest.
         assert all(f"picture {row} " in text for row, text in zip(batch.rows, batch.captions, strict=True))
     again = batches_of(loader_of(damaged_dataset, batch_size=10, workers=1), stop=8)
     assert [batch.rows.tolist() for batch in again] == rows
+
+
+def test_a_null_image_in_a_blob_column_is_a_bad_row(jpeg: Jpeg, tmp_path: Path) -> None:
+    """A column that somebody else wrote; clipkit writes no nulls."""
+    blob = pa.field("image", pa.large_binary(), metadata={"lance-encoding:blob": "true"})
+    schema = pa.schema([pa.field("image_id", pa.string()), blob, pa.field("captions", pa.string())])
+    images = [jpeg(20, 20) if i != 4 else None for i in range(10)]
+    columns = {"image_id": [f"image-{i}" for i in range(10)], "image": images, "captions": ["a"] * 10}
+    lance.write_dataset(pa.table(columns, schema=schema), str(tmp_path / "data.lance"), data_storage_version="2.0")
+    (batch,) = batches_of(loader_of(str(tmp_path / "data.lance"), batch_size=9, shuffle=False), stop=1)
+    assert batch.rows.tolist() == [0, 1, 2, 3, 9, 5, 6, 7, 8]
 
 
 def test_ranks_replace_a_bad_row_as_one_process_does(damaged_dataset: str) -> None:
