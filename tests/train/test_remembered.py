@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -68,6 +70,29 @@ def test_a_resumed_run_goes_on_to_the_bit(
     ours, theirs = (load_file(find_checkpoint(run, "last") / "model.safetensors") for run in (resumed, whole))
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_two_ranks_remember_as_one(
+    tmp_path: Path,
+    write_config: Callable[[Path], Path],
+    frozen: list[str],
+    train: Train,
+    assert_alike: Callable[[Path, Path], None],
+) -> None:
+    # Without dropout and BatchNorm, which see how a batch is shared.
+    sets = [
+        *frozen, REMEMBER, "model.image={kind: timm, name: test_vit}", "model.head={kind: linear}", "optim.eps=1e-3",
+        "train.precision=fp32", "train.duration=6st", "train.validate_every=3st",
+    ]  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    train(write_config(one), *sets)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "clipkit"]
+    command += ["train", "--config", str(write_config(two)), *(part for change in sets for part in ("--set", change))]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert_alike(two / "run", one / "run")
 
 
 def test_an_encoder_from_scratch_is_trained_and_runs_as_ever(config_file: Path) -> None:
