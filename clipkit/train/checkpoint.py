@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -143,6 +144,11 @@ def copy_to_cpu(values: Any) -> Any:
 def read_train_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(checkpoint / TRAIN_STATE, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # torch's own advice, to load it all the same, is left out
+        raise CheckpointError(
+            f"`{checkpoint / TRAIN_STATE}` holds more than tensors and numbers, and is not loaded",
+            "clipkit has not written it: do not trust where it comes from",
+        ) from error
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(
             f"`{checkpoint / TRAIN_STATE}` cannot be read: {error}", "resume from an earlier checkpoint"

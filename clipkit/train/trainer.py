@@ -106,7 +106,7 @@ class Trainer:
         if start:
             self.step = int(start["step"])
             self.metrics = dict(start["metrics"])
-            self.meter.measured = list(start["measured"])
+            self.meter.measured = list(start.get("measured", ()))
             self.best.load_state_dict(start["progress"])
             self._stop_if_exhausted()
 
