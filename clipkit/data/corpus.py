@@ -174,7 +174,11 @@ class Corpus:
         first, ends = stored.offsets.to_numpy(), texts.offsets.to_numpy()
         ids = texts.values.to_numpy()
         chosen = (first[:-1] + np.array(numbers)).tolist()
-        return [ids[ends[text] : ends[text + 1]] for text in chosen]
+        none = ids[:0]  # of a row without captions, which is replaced
+        return [
+            ids[ends[text] : ends[text + 1]] if text < end else none
+            for text, end in zip(chosen, first[1:].tolist(), strict=True)
+        ]
 
     def _orientations(self, values: pa.RecordBatch) -> list[int | None]:
         if not self._has_orientations:
