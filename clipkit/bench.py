@@ -145,6 +145,8 @@ def bench_step(
             train_step(batch, step)
         for _ in range(ROUNDS):
             synthetic_s.append(_time_steps(lambda: batch, train_step, device, num_steps))
+            for _ in range(loader.prefetch):  # these were made ready meanwhile
+                train_step(next(batches), step)
             real_s.append(_time_steps(lambda: next(batches), train_step, device, num_steps))
     size = len(batch)
     synthetic, real = statistics.median(synthetic_s), statistics.median(real_s)

@@ -16,6 +16,7 @@ import torch
 from clipkit.config import DataConfig, NoAugment
 from clipkit.data import order
 from clipkit.data.corpus import Corpus, Texts
+from clipkit.data.device import a_gpu_is_in_use
 from clipkit.data.order import WHOLE, Draw, Order, Permutation, Share
 from clipkit.data.pixels import Images, Source, choose_images
 from clipkit.data.random import key, uniforms
@@ -110,7 +111,7 @@ class BatchMaker:
             for corpus in corpora:
                 corpus.tokenize_ahead(self._tokenizer)
         self._seed = seed
-        self.pins_memory = torch.cuda.is_available()  # asking takes longer than reading ten images
+        self.pins_memory = True  # where a GPU is in use
         self._share = share
         self._images: Images | None = choose_images(config, corpora)
         self._first_sample = np.cumsum([0, *map(len, corpora)])
@@ -149,7 +150,7 @@ class BatchMaker:
                 work.tokens = self._tokenizer(work.texts.captions) if ids is None else self._tokenizer.pad(ids)
         if self._images is not None:
             shape = (len(work), self._size_px, self._size_px, 3)
-            work.images = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pins_memory)
+            work.images = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pins_memory and a_gpu_is_in_use())
             work.pixels = work.images.numpy()
         return work
 

@@ -10,6 +10,11 @@ import torch
 from clipkit.types import Batch, Tokens
 
 
+def a_gpu_is_in_use() -> bool:
+    """Asks without putting it to use, which takes a second and memory on it."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch's tensors on the device; from pinned memory the copy does not wait for the host."""
     if device.type == "cpu":

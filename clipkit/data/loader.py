@@ -56,6 +56,11 @@ class Loader:
         return self._maker.order.batch_size
 
     @property
+    def prefetch(self) -> int:
+        """Batches that it makes ready ahead."""
+        return self._maker.config.prefetch
+
+    @property
     def steps_per_epoch(self) -> int:
         return order.steps_per_epoch(self._maker.order)
 

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from clipkit.data.batches import BatchMaker
+from clipkit.data.device import a_gpu_is_in_use
 from clipkit.errors import ClipkitError, DataError
 from clipkit.types import Batch, Tokens
 
@@ -70,9 +71,9 @@ class Slots:
     def write(self, index: int, images: torch.Tensor) -> None:
         self._slot(index, images.numel())[:] = images.numpy().reshape(-1)
 
-    def read(self, index: int, shape: tuple[int, ...], *, pinned: bool) -> torch.Tensor:
-        """A copy, so that the slot is free again."""
-        images = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+    def read(self, index: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """A copy, so that the slot is free again; in pinned memory where a GPU is in use."""
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=a_gpu_is_in_use())
         images.numpy().reshape(-1)[:] = self._slot(index, images.numel())
         return images
 
@@ -171,7 +172,7 @@ class ProcessPipeline:
         for record in answer.records:
             logging.getLogger(record.name).handle(record)
         if isinstance(answer.result, Parts):
-            return _put_together(answer.result, slots, slot, pinned=self._maker.pins_memory)
+            return _put_together(answer.result, slots, slot)
         if isinstance(answer.result, str):
             raise RuntimeError(f"in a process that makes batches:\n{answer.result}")
         raise answer.result
@@ -188,7 +189,6 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    maker.pins_memory = False  # that would take a CUDA context in every worker
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     logger = logging.getLogger("clipkit")
     logger.addHandler(QueueHandler(records))
@@ -237,12 +237,12 @@ def _take_apart(batch: Batch, slots: Slots, slot: int) -> Parts:
     return Parts(rest, None if images is None else tuple(images.shape), arrays)
 
 
-def _put_together(parts: Parts, slots: Slots, slot: int, *, pinned: bool) -> Batch:
+def _put_together(parts: Parts, slots: Slots, slot: int) -> Batch:
     tensors = {name: torch.from_numpy(array) for name, array in parts.arrays.items()}
     shape = parts.pixels_shape
     return replace(
         parts.batch,
-        images=None if shape is None else slots.read(slot, shape, pinned=pinned),
+        images=None if shape is None else slots.read(slot, shape),
         tokens=Tokens(tensors["input_ids"], tensors["attention_mask"]) if "input_ids" in tensors else None,
         image_features=tensors.get("image_features"),
         text_features=tensors.get("text_features"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,27 +16,50 @@ from clipkit.config import TrainConfig
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.hardware import choose_device, usable_cores
 
+log = logging.getLogger("clipkit.train")
+
 
 @contextmanager
 def process_group(config: TrainConfig) -> Iterator[torch.device]:
     """This rank's device, within the process group that is there or that torchrun's environment describes, if any."""
     device = choose_device(config.device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and device.type == "cuda":
+        device = _gpu_of_this_rank(config)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    if not several:
         yield device
         return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
     own = not dist.is_initialized()
+    on_gpus = device.type == "cuda"
     if own:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout_s))
+        dist.init_process_group(
+            "nccl" if on_gpus else "gloo",
+            timeout=timedelta(seconds=config.timeout_s),
+            device_id=device if on_gpus else None,
+        )
     try:
         _check_shares(config)
         yield device
+    except BaseException:
+        own = own and not on_gpus  # NCCL would wait for collectives that others never join; the process's end does not
+        raise
     finally:
         if own:
             dist.destroy_process_group()
+
+
+def _gpu_of_this_rank(config: TrainConfig) -> torch.device:
+    num_ranks, num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if num_ranks <= num_gpus:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if config.device == "auto":
+        log.warning("%d processes see %d GPUs between them: training on the CPU", num_ranks, num_gpus)
+        return torch.device("cpu")
+    raise ConfigError(
+        f"{num_ranks} processes on this machine, and {num_gpus} GPUs", "start one a GPU, or set `train.device: cpu`"
+    )
 
 
 def _check_shares(config: TrainConfig) -> None:
