@@ -32,6 +32,7 @@ from clipkit.store import Dataset
 from clipkit.types import Batch, ImageSpec
 
 ROUNDS = 5
+LOADER_ROUNDS = 15  # other users of the machine come and go in seconds: many short turns see as much of them each
 CEILING_BYTES = 64_000_000  # of images in memory; more would count as the loader's
 CEILING_IMAGES = 4096
 TOKENIZER_ROWS = 20_000
@@ -79,14 +80,14 @@ def bench_loader(
         with closing(loader.iterate()) as batches:
             next(batches)
             first_batch_s = time.perf_counter() - started
-        speeds = [_loader_speed(loader, seconds / ROUNDS)]
+        _loader_speed(loader, seconds / ROUNDS)  # what is kept in memory has come there
         peak_rss_mb = _peak_rss_mb()  # before the ceiling's images take memory too
         ceiling = None if config.features.image else _make_ceiling(config, seed=seed)
-        ceilings = [ceiling(seconds / ROUNDS)] if ceiling is not None else []
-        for _ in range(ROUNDS - 1):
-            speeds.append(_loader_speed(loader, seconds / ROUNDS))
+        speeds, ceilings = [], []
+        for _ in range(LOADER_ROUNDS):
+            speeds.append(_loader_speed(loader, seconds / LOADER_ROUNDS))
             if ceiling is not None:
-                ceilings.append(ceiling(seconds / ROUNDS))
+                ceilings.append(ceiling(seconds / LOADER_ROUNDS))
         stats = loader.stats()
     images_per_s = statistics.median(speeds)
     ceiling_per_s = statistics.median(ceilings) if ceilings else None
