@@ -87,7 +87,8 @@ def describe_nonfinite(reading: Reading) -> str:
     more = len(reading.facts.image_ids) - SHOWN_IDS
     return (
         f"step {reading.facts.step} is not finite: loss {values['loss']:g}, the largest gradient is that of "
-        f"`{largest}` ({norms[largest]:g}); its rows: {ids}" + (f" and {more} more" if more > 0 else "")
+        f"`{largest}` ({norms[largest]:g}); its rows: {ids}"
+        + (f" and {more} more (see `metrics.jsonl`)" if more > 0 else "")
     )
 
 

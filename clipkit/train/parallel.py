@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -46,6 +46,10 @@ class Strategy:
         """The mean over the ranks."""
         return values
 
+    def gathered(self, items: Sequence[str]) -> Sequence[str]:
+        """Every rank's items, in the order of ranks."""
+        return items
+
     def whole(self, model: nn.Module) -> AbstractContextManager[object]:
         """Around a validation: the model computes with its weights as they are now, and without the other ranks."""
         return nullcontext()
@@ -66,6 +70,11 @@ class Replicas(Strategy):
         values = values / self.world
         dist.all_reduce(values)
         return values
+
+    def gathered(self, items: Sequence[str]) -> Sequence[str]:
+        parts: list[Sequence[str]] = [()] * self.world
+        dist.all_gather_object(parts, list(items))
+        return [item for part in parts for item in part]
 
 
 class Shards(Replicas):

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -230,6 +230,9 @@ class Trainer:
 
     def _look(self, reading: Reading) -> None:
         """One step's numbers: into the log, before the guards, onto the bar."""
+        if reading.values["skipped"]:  # which every rank sees alike
+            image_ids = self.strategy.gathered(reading.facts.image_ids)
+            reading = replace(reading, facts=replace(reading.facts, image_ids=image_ids))
         values, facts = reading.values, reading.facts
         self._last_loss = values["loss"] if math.isfinite(values["loss"]) else None
         self.stopping = self.stopping or values["stop"] > 0
@@ -269,7 +272,7 @@ class Trainer:
         if facts.num_replaced:
             line["num_replaced"] = facts.num_replaced
         if reading.values["skipped"]:
-            line["skipped"] = True
+            line |= {"skipped": True, "image_ids": list(facts.image_ids)}
         return line
 
     def _on_nonfinite(self, step: int, trouble: str) -> None:

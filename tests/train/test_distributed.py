@@ -159,7 +159,9 @@ def test_ranks_go_back_to_a_good_checkpoint_together(tmp_path: Path, config_file
     process = torchrun(2, "--config", config_file, *flags(*sets, "train.duration=6st", "train.validate_every=null"))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert [line["checkpoint"] for line in read_metrics(tmp_path / "run") if "event" in line] == ["step-00000002"]
+    lines = read_metrics(tmp_path / "run")
+    assert [line["checkpoint"] for line in lines if "event" in line] == ["step-00000002"]
+    assert {len(line["image_ids"]) for line in lines if line.get("skipped")} == {32}  # of all ranks
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(tmp_path: Path, config_file: Path) -> None:

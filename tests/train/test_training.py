@@ -193,7 +193,9 @@ def test_a_run_whose_last_step_was_skipped_has_its_last_weights(
         "model.image={kind: features, dim: 8}", "train.duration=2st", "train.validate_every=null",
         "optim.groups={text_encoder: {lr: 1e-3}, heads: {lr: 1e-3}}",
     )  # fmt: skip
-    assert [line.get("skipped", False) for line in lines_with(tmp_path / "run", "lr")] == [False, True]
+    steps = lines_with(tmp_path / "run", "lr")
+    assert [line.get("skipped", False) for line in steps] == [False, True]
+    assert steps[1]["image_ids"] == table["image_id"].to_pylist()[32:]  # the message has room for some of them
     assert read_meta(find_checkpoint(tmp_path / "run", "last"))["step"] == 2
 
 
