@@ -145,10 +145,10 @@ def bench_step(
         for _ in range(2):  # warm-up: kernels are chosen, memory is allocated
             train_step(batch, step)
         for _ in range(ROUNDS):
-            synthetic_s.append(_time_steps(lambda: batch, train_step, device, num_steps))
+            synthetic_s.append(time_steps(lambda: batch, train_step, device, num_steps))
             for _ in range(loader.prefetch):  # these were made ready meanwhile
                 train_step(next(batches), step)
-            real_s.append(_time_steps(lambda: next(batches), train_step, device, num_steps))
+            real_s.append(time_steps(lambda: next(batches), train_step, device, num_steps))
     size = len(batch)
     synthetic, real = statistics.median(synthetic_s), statistics.median(real_s)
     return StepReport(
@@ -160,7 +160,7 @@ def bench_step(
     )
 
 
-def _time_steps(
+def time_steps(
     batch: Callable[[], Batch], train_step: Callable[[Batch, int], object], device: torch.device, num_steps: int
 ) -> float:
     """Seconds a step."""
