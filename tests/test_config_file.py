@@ -150,6 +150,7 @@ class TestProblems:
             ("run: {seed: 1.5}", "x.yaml:6: run.seed: must be a whole number, not `1.5`"),
             ("run: {seed: -1}", "x.yaml:6: run.seed: must be at least 0, not `-1`"),
             ("run: {name: a b}", "x.yaml:6: run.name: `a b` does not fit: The run's name: letters"),
+            ("run: {name: ..}", "x.yaml:6: run.name: `..` does not fit: The run's name: letters"),
             ("run: {name: 7}", "x.yaml:6: run.name: must be text, not `7`; put it in quotes"),
             ("run: x", "x.yaml:6: run: must be a section with keys, not `x`"),
             ("run:", "x.yaml:6: run: is empty; it must be a section with keys, or be left out"),

@@ -89,8 +89,8 @@ __all__ = [
 
 
 class RunConfig(Section):
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
-    """The run's name: letters, digits, `.`, `_` and `-`."""
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    """The run's name: letters, digits, `_`, `-` and, but for its beginning, `.`."""
     dir: str | None = None
     """The run folder; `runs/NAME` when left out."""
     seed: CountOrZero = 0
