@@ -321,10 +321,10 @@ def _compare_samples(session: Session, loader: Loader) -> None:
 
 
 def _compare_threads(session: Session, threads: int) -> None:
-    before = session.start.get("threads")
+    before = session.start.get("threads", session.facts.get("threads"))
     if before is not None and before != threads:
         log.warning(
-            "this run has %d compute threads and had %d before: sums are rounded otherwise, and it goes on equal to "
+            "this run has %d compute threads and had %d before: sums are rounded otherwise, and its numbers agree to "
             "rounding, not bit for bit; `--set train.threads=%d` keeps to them",
             threads,
             before,

@@ -149,7 +149,7 @@ def begin(session: Session, facts: Mapping[str, Any]) -> tuple[Run, list[dict[st
     """
     config = dump_config(session.config)
     if session.run is None:
-        return Run.create(session.folder, config=config, facts={**facts, **session.facts}), []
+        return Run.create(session.folder, config=config, facts=facts), []
     run = session.run
     run.lock()
     run.remove_leftovers(after_step=session.step)

@@ -217,6 +217,15 @@ def test_a_rerun_gets_the_same_numbers(tmp_path: Path, uninterrupted: Path, trai
     assert losses(Path(summary["run"])) == losses(uninterrupted)
 
 
+def test_a_rerun_with_other_threads_says_so(
+    tmp_path: Path, uninterrupted: Path, train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    sets = ("train.threads=2", "train.duration=1st", "train.validate_every=null", f"run.dir={tmp_path / 'again'}")
+    train(None, *sets, rerun=str(uninterrupted))
+    assert "has 2 compute threads and had 1 before" in caplog.text
+    assert json.loads((tmp_path / "again" / "run.json").read_text())["threads"] == 2
+
+
 def test_differences_are_said_and_harmless_ones_accepted(
     tmp_path: Path, uninterrupted: Path, train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
