@@ -15,7 +15,6 @@ from clipkit.store.catalogue import IdCatalogue
 from clipkit.store.commit import staged_ids
 from clipkit.store.dataset import Dataset
 from clipkit.store.rows import Row
-from clipkit.store.schema import Columns
 from clipkit.store.staging import Counts, Position, Staging
 from clipkit.store.writer import DatasetWriter
 from clipkit.types import Record
@@ -30,12 +29,11 @@ class Intake:
         self._job = job
         self._writer = writer
         self._progress = progress
-        self._columns = Columns()
-        self._taken = IdCatalogue(staged_ids(out, staging.receipts, self._columns))
+        self._taken = IdCatalogue(staged_ids(out, staging.receipts))
         self._existing = IdCatalogue()
         if job.plan.kind == "append":
             base = lance.dataset(out, version=job.plan.base_version)
-            self._existing = IdCatalogue(iterate_ids(base, self._columns))
+            self._existing = IdCatalogue(iterate_ids(base))
         self._digests = _known_digests(out, job, staging) if job.options.drop_repeats else None
         self._later_captions = _later_captions(job) if job.options.on_duplicate == "merge-captions" else {}
         self._source = writer.position.source

@@ -19,7 +19,7 @@ from clipkit.ingestion.summary import Summary
 from clipkit.store import commit
 from clipkit.store.provenance import first_provenance, provenances
 from clipkit.store.rejections import dataset_name, read_rejections, rejections_path
-from clipkit.store.schema import Columns, is_blob
+from clipkit.store.schema import OWN, is_blob
 from clipkit.store.shards import discard
 from clipkit.store.staging import Counts, Kind, Plan, Staging
 
@@ -130,7 +130,7 @@ def _summary_of(out: str, provenance: Mapping[str, Any]) -> Summary:
         counts=counts,
         rejected=provenance["rejected"],
         rejected_file=path if provenance["rejected"] and path.exists() else None,
-        image_storage="blob" if is_blob(dataset.schema.field(Columns().image)) else "binary",
+        image_storage="blob" if is_blob(dataset.schema.field(OWN.image)) else "binary",
         already_finished=True,
     )
 

@@ -11,18 +11,17 @@ import pyarrow.compute as pc
 
 from clipkit.store.catalogue import IdCatalogue
 from clipkit.store.rows import base_schema
-from clipkit.store.schema import ORIENTATION, Columns, is_blob
+from clipkit.store.schema import ORIENTATION, OWN, is_blob
 
 
 class Carry:
     """The rows of a dataset by their id, for the columns that rows with the same id are to keep."""
 
-    def __init__(self, dataset: lance.LanceDataset, columns: Columns) -> None:
+    def __init__(self, dataset: lance.LanceDataset) -> None:
         self._dataset = dataset
-        self._columns = columns
-        self._new = {*base_schema(columns, image_is_blob=False).names, ORIENTATION}
+        self._new = {*base_schema(image_is_blob=False).names, ORIENTATION}
         self._catalogue = IdCatalogue()
-        for number, image_id in enumerate(iterate_ids(dataset, columns)):
+        for number, image_id in enumerate(iterate_ids(dataset)):
             self._catalogue.add(image_id, number)
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
@@ -32,7 +31,7 @@ class Carry:
     def fill(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with the old values where it has none."""
         kept = [f.name for f in batch.schema if f.name not in self._new and f.name in self._dataset.schema.names]
-        ids = batch.column(self._columns.image_id).to_pylist()
+        ids = batch.column(OWN.image_id).to_pylist()
         rows = [self._catalogue.row(image_id) for image_id in ids]
         known = [row for row in rows if row is not None]
         if not kept or not known:
@@ -49,7 +48,7 @@ class Carry:
         return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
 
-def iterate_ids(dataset: lance.LanceDataset, columns: Columns) -> Iterator[str]:
+def iterate_ids(dataset: lance.LanceDataset) -> Iterator[str]:
     """The ids of a dataset in stored order."""
-    for batch in dataset.scanner(columns=[columns.image_id], scan_in_order=True).to_batches():
+    for batch in dataset.scanner(columns=[OWN.image_id], scan_in_order=True).to_batches():
         yield from batch.column(0).to_pylist()

@@ -14,7 +14,7 @@ from lance.fragment import FragmentMetadata
 
 from clipkit.errors import DataError, first_line
 from clipkit.store.catalogue import IdCatalogue
-from clipkit.store.schema import PROVENANCE_KEY, Columns
+from clipkit.store.schema import OWN, PROVENANCE_KEY
 from clipkit.store.staging import Receipt
 
 MESSAGE_KEY = "__lance_commit_message"
@@ -38,23 +38,21 @@ def commit_replace(
     return int(lance.LanceDataset.commit(uri, transaction, enable_stable_row_ids=True).version)
 
 
-def commit_append(
-    uri: str, receipts: Sequence[Receipt], provenance: Mapping[str, Any], *, base_version: int, columns: Columns
-) -> int:
+def commit_append(uri: str, receipts: Sequence[Receipt], provenance: Mapping[str, Any], *, base_version: int) -> int:
     """A version with the staged fragments added; refused where another writer has added one of their ids."""
     dataset = lance.dataset(uri)
     if dataset.version != base_version:
-        _refuse_known_ids(dataset, receipts, base_version=base_version, columns=columns)
+        _refuse_known_ids(dataset, receipts, base_version=base_version)
     operation = lance.LanceOperation.Append(staged_fragments(receipts))
     return _commit(dataset, operation, provenance, verb="append")
 
 
-def commit_upsert(uri: str, receipts: Sequence[Receipt], provenance: Mapping[str, Any], *, columns: Columns) -> int:
+def commit_upsert(uri: str, receipts: Sequence[Receipt], provenance: Mapping[str, Any]) -> int:
     """A version in which the staged rows stand in place of those with their ids, and the new ones beside them."""
-    new_ids = IdCatalogue(staged_ids(uri, receipts, columns))
+    new_ids = IdCatalogue(staged_ids(uri, receipts))
     for attempt in range(NUM_TRIES):
         dataset = lance.dataset(uri)
-        updated, removed = _without(dataset, new_ids, columns)
+        updated, removed = _without(dataset, new_ids)
         operation = lance.LanceOperation.Update(
             removed_fragment_ids=removed,
             updated_fragments=updated,
@@ -73,10 +71,10 @@ def staged_fragments(receipts: Sequence[Receipt]) -> list[FragmentMetadata]:
     return [FragmentMetadata.from_json(json.dumps(fragment)) for receipt in receipts for fragment in receipt.fragments]
 
 
-def staged_ids(uri: str, receipts: Sequence[Receipt], columns: Columns) -> Iterator[str]:
+def staged_ids(uri: str, receipts: Sequence[Receipt]) -> Iterator[str]:
     """The ids of the rows in staged files."""
     for path in (path for receipt in receipts for path in receipt.paths):
-        reader = LanceFileReader(f"{uri.rstrip('/')}/data/{path}", columns=[columns.image_id])
+        reader = LanceFileReader(f"{uri.rstrip('/')}/data/{path}", columns=[OWN.image_id])
         for batch in reader.read_all(batch_size=8192).to_batches():
             yield from batch.column(0).to_pylist()
 
@@ -110,11 +108,9 @@ def _commit(dataset: lance.LanceDataset, operation: Any, provenance: Mapping[str
     return int(lance.LanceDataset.commit(dataset.uri, transaction).version)
 
 
-def _refuse_known_ids(
-    dataset: lance.LanceDataset, receipts: Sequence[Receipt], *, base_version: int, columns: Columns
-) -> None:
-    new_ids = IdCatalogue(staged_ids(dataset.uri, receipts, columns))
-    for batch in dataset.scanner(columns=[columns.image_id]).to_batches():
+def _refuse_known_ids(dataset: lance.LanceDataset, receipts: Sequence[Receipt], *, base_version: int) -> None:
+    new_ids = IdCatalogue(staged_ids(dataset.uri, receipts))
+    for batch in dataset.scanner(columns=[OWN.image_id]).to_batches():
         for image_id in batch.column(0).to_pylist():
             if image_id in new_ids:
                 raise DataError(
@@ -123,15 +119,13 @@ def _refuse_known_ids(
                 )
 
 
-def _without(
-    dataset: lance.LanceDataset, ids: IdCatalogue, columns: Columns
-) -> tuple[list[FragmentMetadata], list[int]]:
+def _without(dataset: lance.LanceDataset, ids: IdCatalogue) -> tuple[list[FragmentMetadata], list[int]]:
     """Fragments that lose rows with one of these ids, and the numbers of those that lose all."""
     updated, removed = [], []
     for fragment in dataset.get_fragments():
         addresses: list[int] = []
-        for batch in fragment.scanner(columns=[columns.image_id], with_row_address=True).to_batches():
-            pairs = zip(batch["_rowaddr"].to_pylist(), batch[columns.image_id].to_pylist(), strict=True)
+        for batch in fragment.scanner(columns=[OWN.image_id], with_row_address=True).to_batches():
+            pairs = zip(batch["_rowaddr"].to_pylist(), batch[OWN.image_id].to_pylist(), strict=True)
             addresses.extend(address for address, image_id in pairs if image_id in ids)
         if not addresses:
             continue

@@ -12,7 +12,6 @@ from pathlib import Path
 from clipkit.errors import DataError
 
 STAGING_NAME = "_ingest"
-NUM_TRIES = 100
 ATTEMPTS = 100  # at a folder that another ingest removes as it ends
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import lance
 import pyarrow as pa
 
-from clipkit.store.schema import ORIENTATION, PRIMARY_KEY, UNCOMPRESSED, Columns, is_blob
+from clipkit.store.schema import ORIENTATION, OWN, PRIMARY_KEY, UNCOMPRESSED, is_blob
 from clipkit.types import Scalar
 
 logger = logging.getLogger(__name__)
@@ -32,16 +32,16 @@ class Row:
     extra: Mapping[str, Scalar] = field(default_factory=dict)
 
 
-def base_schema(columns: Columns, *, image_is_blob: bool) -> pa.Schema:
+def base_schema(*, image_is_blob: bool) -> pa.Schema:
     """The columns of every dataset that clipkit makes."""
-    image = pa.field(columns.image, pa.large_binary(), metadata=UNCOMPRESSED)
+    image = pa.field(OWN.image, pa.large_binary(), metadata=UNCOMPRESSED)
     if image_is_blob:
-        image = lance.blob_field(columns.image)
+        image = lance.blob_field(OWN.image)
     return pa.schema(
         [
-            pa.field(columns.image_id, pa.string(), nullable=False, metadata=PRIMARY_KEY),
+            pa.field(OWN.image_id, pa.string(), nullable=False, metadata=PRIMARY_KEY),
             image,
-            pa.field(columns.captions, pa.list_(pa.string())),
+            pa.field(OWN.captions, pa.list_(pa.string())),
             pa.field("split", pa.string()),
             pa.field("width", pa.int32()),
             pa.field("height", pa.int32()),
@@ -70,11 +70,11 @@ def _widest(first: pa.DataType, second: pa.DataType) -> pa.DataType:
     return pa.string()
 
 
-def to_batch(rows: Sequence[Row], schema: pa.Schema, columns: Columns) -> pa.RecordBatch:
+def to_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
     """The rows as a batch; a value that does not fit its column's type is null."""
     values: dict[str, list[Any]] = {
-        columns.image_id: [row.image_id for row in rows],
-        columns.captions: [row.captions for row in rows],
+        OWN.image_id: [row.image_id for row in rows],
+        OWN.captions: [row.captions for row in rows],
         "split": [row.split for row in rows],
         "width": [row.width for row in rows],
         "height": [row.height for row in rows],
@@ -82,7 +82,7 @@ def to_batch(rows: Sequence[Row], schema: pa.Schema, columns: Columns) -> pa.Rec
     }
     arrays = []
     for field_ in schema:
-        if field_.name == columns.image:
+        if field_.name == OWN.image:
             arrays.append(_images([row.image for row in rows], field_))
         elif field_.name in values:
             arrays.append(pa.array(values[field_.name], field_.type))

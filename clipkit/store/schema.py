@@ -25,6 +25,9 @@ class Columns:
     captions: str = "captions"
 
 
+OWN = Columns()  # as clipkit itself writes them
+
+
 def is_blob(field: pa.Field) -> bool:
     """Whether a field is one of Lance's blob columns, which `take` gives as descriptors and not as bytes."""
     if getattr(field.type, "extension_name", "") == "lance.blob.v2":

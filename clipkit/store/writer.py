@@ -14,7 +14,7 @@ import pyarrow as pa
 from clipkit.store import commit
 from clipkit.store.carry import Carry
 from clipkit.store.rows import Row, base_schema, further_fields, to_batch
-from clipkit.store.schema import Columns, is_blob
+from clipkit.store.schema import OWN, is_blob
 from clipkit.store.shards import ShardWriter
 from clipkit.store.staging import Counts, Plan, Position, Receipt, Staging
 
@@ -55,7 +55,6 @@ class DatasetWriter:
         uri: str,
         staging: Staging,
         *,
-        columns: Columns | None = None,
         storage: Storage = "auto",
         limits: ShardLimits | None = None,
     ) -> None:
@@ -64,13 +63,12 @@ class DatasetWriter:
         self._uri = uri
         self._staging = staging
         self.plan: Plan = staging.plan
-        self._columns = columns or Columns()
         self._storage = storage
         self._limits = limits or ShardLimits()
         self._base = None
         if self.plan.kind != "replace":
             self._base = lance.dataset(uri, version=self.plan.base_version)
-        self._carry = Carry(self._base, self._columns) if self.plan.kind == "upsert" else None
+        self._carry = Carry(self._base) if self.plan.kind == "upsert" else None
         self._schema = self._known_schema()
         self._rows: list[Row] = []
         self._num_bytes = 0
@@ -151,16 +149,14 @@ class DatasetWriter:
             )
         elif self.plan.kind == "append":
             assert self.plan.base_version is not None
-            version = commit.commit_append(
-                self._uri, receipts, provenance, base_version=self.plan.base_version, columns=self._columns
-            )
+            version = commit.commit_append(self._uri, receipts, provenance, base_version=self.plan.base_version)
         else:
-            version = commit.commit_upsert(self._uri, receipts, provenance, columns=self._columns)
+            version = commit.commit_upsert(self._uri, receipts, provenance)
         self._staging.clear()
         return version
 
     def _image_is_blob(self) -> bool:
-        return self._schema is not None and is_blob(self._schema.field(self._columns.image))
+        return self._schema is not None and is_blob(self._schema.field(OWN.image))
 
     def _known_schema(self) -> pa.Schema | None:
         """The schema as far as it is settled: by the dataset that is added to, or by earlier shards."""
@@ -169,7 +165,7 @@ class DatasetWriter:
             return self._schema_of_base([])
         if not receipts:
             return None
-        schema = base_schema(self._columns, image_is_blob=receipts[-1].image_is_blob)
+        schema = base_schema(image_is_blob=receipts[-1].image_is_blob)
         for name, type_name in receipts[-1].columns.items():
             schema = schema.append(pa.field(name, pa.type_for_alias(type_name)))
         return schema
@@ -179,13 +175,13 @@ class DatasetWriter:
         schema = lance.dataset(self._uri).schema
         if self._carry is not None:
             return self._carry.schema(schema)
-        usual = {*base_schema(self._columns, image_is_blob=False).names, *names}
+        usual = {*base_schema(image_is_blob=False).names, *names}
         return pa.schema([f for f in schema if f.name in usual])
 
     def _further_columns(self) -> dict[str, str]:
         if self._schema is None or self._base is not None:
             return {}
-        usual = base_schema(self._columns, image_is_blob=False).names
+        usual = base_schema(image_is_blob=False).names
         return {f.name: str(f.type) for f in self._schema if f.name not in usual}
 
     def _flush(self) -> None:
@@ -194,11 +190,11 @@ class DatasetWriter:
             return
         rows, self._rows, self._num_bytes = self._rows, [], 0
         if self._schema is None:
-            self._schema = base_schema(self._columns, image_is_blob=self._wants_blob(rows))
+            self._schema = base_schema(image_is_blob=self._wants_blob(rows))
         if fields := further_fields(rows, self._schema.names):
             self._close_fragment()
             self._grow(fields)
-        batch = to_batch(rows, self._schema, self._columns)
+        batch = to_batch(rows, self._schema)
         if self._carry is not None:
             batch = self._carry.fill(batch)
         if self._writer is None:
