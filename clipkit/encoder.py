@@ -25,10 +25,9 @@ from clipkit.errors import CheckpointError, DataError, ModelError, first_line
 from clipkit.hardware import choose_device
 from clipkit.ingest.header import BadImage
 from clipkit.models import DualEncoder, build_model
-from clipkit.runs import find_checkpoint, read_meta
+from clipkit.runs import CONFIG, WEIGHTS, find_checkpoint, read_meta
 from clipkit.types import Tokenizer
 
-WEIGHTS = "model.safetensors"
 T = TypeVar("T")
 
 
@@ -49,7 +48,10 @@ class Encoder:
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
         """(n, D) float32."""
         if self.tokenizer is None:
-            raise ModelError("this model was trained on stored text features: it cannot read texts")
+            raise ModelError(
+                "this model was trained on stored text features: it cannot read texts",
+                "compute the features with the encoder that made the stored ones",
+            )
         tokenizer = self.tokenizer
 
         def encode(part: Sequence[str]) -> Tensor:
@@ -82,7 +84,7 @@ def _render(pixels: EncodedImages, image: bytes | Path, out: np.ndarray) -> None
         data = image.read_bytes() if isinstance(image, Path) else image
         pixels.render(memoryview(data), None, None, out)
     except (OSError, BadImage) as error:
-        raise DataError(f"{name} cannot be read as an image: {first_line(error)}") from error
+        raise DataError(f"{name} cannot be read as an image: {first_line(error)}", "is the file whole?") from error
 
 
 def _batches(inputs: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -93,7 +95,7 @@ def _batches(inputs: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 def load(path: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Encoder:
     """The model of a run (its `best` or `last` checkpoint, or that of a step) or of a checkpoint folder."""
     folder = find_checkpoint(path, checkpoint)
-    config = load_config(folder / "config.yaml")
+    config = load_config(folder / CONFIG)
     meta = read_meta(folder)
     tokenizer = None
     if not isinstance(config.model.text, FeatureText):
@@ -109,7 +111,9 @@ def _load_weights(model: DualEncoder, folder: Path) -> None:
     try:
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the weights of `{folder}` cannot be read: {first_line(error)}") from error
+        raise CheckpointError(
+            f"the weights of `{folder}` cannot be read: {first_line(error)}", "take another checkpoint of its run"
+        ) from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from clipkit import encoder, metrics
 from clipkit.config import Config, DataConfig
+from clipkit.data.corpus import named_columns, training_sources
 from clipkit.data.gallery import Gallery
 from clipkit.errors import DataError
 from clipkit.picture import find_answers, save_picture
-from clipkit.store import Columns, Dataset, Rows
+from clipkit.store import Dataset, Rows
 from clipkit.tasks.retrieval import embed_gallery
 
 log = logging.getLogger("clipkit.evaluate")
@@ -58,7 +59,7 @@ def evaluate(
     """
     model = encoder.load(run, checkpoint=checkpoint, device=device)
     data = model.config.data.model_copy(update={"cache": None})  # another dataset need not have a cache of pixels
-    dataset = Dataset(uri, columns=_columns(data))
+    dataset = Dataset(uri, columns=named_columns(data))
     chosen = select(dataset, data, split=split, where=where)
     seen = count_trained_on(model.config, model.meta, dataset, chosen.rows)
     gallery = Gallery(dataset, chosen.rows, spec=model.model.image_spec, tokenizer=model.tokenizer, config=data)
@@ -83,10 +84,6 @@ def evaluate(
         **_twin_metrics(dataset, chosen.rows, image_ND, text_MD, owner_M),
         "protocol": _protocol(gallery.num_images, gallery.num_captions),
     }
-
-
-def _columns(config: DataConfig) -> Columns:
-    return Columns(config.image_id_column, config.image_column, config.captions_column)
 
 
 def _protocol(num_images: int, num_captions: int) -> str:
@@ -123,7 +120,7 @@ def select(dataset: Dataset, config: DataConfig, *, split: str | None, where: st
         )
     rows = dataset.select()
     if not len(rows):
-        raise DataError(f"`{dataset.uri}` has no rows")
+        raise DataError(f"`{dataset.uri}` has no rows", "add some with `clipkit ingest --append`")
     return Selection(rows, None, _only_split(dataset, rows))
 
 
@@ -174,11 +171,8 @@ def count_trained_on(config: Config, meta: dict[str, Any], dataset: Dataset, row
     """How many of the chosen images the run was trained on, by id; None where its own dataset is gone."""
     ids = set(_ids(dataset, rows))
     versions = {entry["uri"]: entry["version"] for entry in meta.get("datasets", ())}
-    sources = [(source.dataset, source.train or config.data.train) for source in config.data.sources]
-    if config.data.dataset is not None:
-        sources = [(config.data.dataset, config.data.train)]
     seen: set[str] = set()
-    for uri, where in sources:
+    for uri, where in training_sources(config.data):
         try:
             trained = Dataset(uri, version=versions.get(uri), columns=dataset.columns)
             chosen = trained.select(where, limit=config.data.limit)

@@ -9,6 +9,10 @@ from functools import cache
 from huggingface_hub import constants, get_session
 
 CONNECT_TIMEOUT_S = 5.0
+OFFLINE_TEXT_HINT = (
+    "without a network point `model.text.name` at a local folder with the model's files (with `pretrained: false` its "
+    "`config.json` and tokenizer are enough), or leave it out and train from scratch with `model.text.architecture`"
+)
 
 
 @contextmanager

@@ -39,21 +39,19 @@ def text_to_image_ranks(text_QD: Tensor, image_ND: Tensor, owner_Q: Tensor) -> T
     return _concatenated(ranks, like=owner_Q)
 
 
-def image_to_text_ranks(
-    image_QD: Tensor, text_MD: Tensor, owner_M: Tensor, *, position_Q: Tensor | None = None
-) -> Tensor:
+def image_to_text_ranks(image_ND: Tensor, text_MD: Tensor, owner_M: Tensor) -> Tensor:
     """(Q,) from 1: where the best of each image's captions stands among all other images' captions.
 
-    `position_Q` says which images these are, where they are not all; images without a caption are left out.
+    Images without a caption are left out.
     """
-    positions = torch.arange(len(image_QD), device=image_QD.device) if position_Q is None else position_Q
-    has_caption = torch.isin(positions, owner_M)
-    image_QD, positions = image_QD[has_caption], positions[has_caption]
+    positions = torch.arange(len(image_ND), device=image_ND.device)
+    position_Q = positions[torch.isin(positions, owner_M)]
+    image_QD = image_ND[position_Q]
     tie = TIE * _length(image_QD) * _length(text_MD)
     ranks = []
     for rows in _tiles(len(image_QD), len(text_MD)):
         similarity_QM = _similarity(image_QD[rows], text_MD)
-        is_own_QM = owner_M == positions[rows, None]
+        is_own_QM = owner_M == position_Q[rows, None]
         best_Q1 = similarity_QM.masked_fill(~is_own_QM, -torch.inf).amax(1, keepdim=True)
         ranks.append(1 + (~(similarity_QM < best_Q1 - tie) & ~is_own_QM).sum(1))
     return _concatenated(ranks, like=owner_M)

@@ -31,6 +31,7 @@ STATUS = "status.json"
 FACTS = "run.json"
 META = "meta.json"
 BEST = "best.json"
+WEIGHTS = "model.safetensors"
 BLOCK_BYTES = 1 << 16
 STEP_FOLDER = re.compile(r"^step-(\d{8,})$")
 
@@ -120,9 +121,6 @@ class Run:
 
     def update_facts(self, changes: Mapping[str, Any]) -> None:
         write_whole(self.folder / FACTS, _as_json({**self.facts(), **changes}))
-
-    def status(self) -> dict[str, Any]:
-        return read_json(self.folder / STATUS)
 
     def write_status(self, status: Mapping[str, Any]) -> None:
         write_whole(self.folder / STATUS, json.dumps(status, ensure_ascii=False) + "\n", durable=False)

@@ -23,7 +23,7 @@ from clipkit.data.loader import Loader, build_loader
 from clipkit.data.order import Share
 from clipkit.errors import CheckpointError, DataError, TrainingError
 from clipkit.models import load_matching, mask_always, write_out_attention
-from clipkit.runs import Run, find_checkpoint, read_meta
+from clipkit.runs import CONFIG, Run, find_checkpoint, read_meta
 from clipkit.store import Dataset
 from clipkit.tasks import ContrastiveTask, build_task
 from clipkit.train.checkpoint import CheckpointWriter, read_weights
@@ -276,7 +276,7 @@ def _open_record(session: Session, parts: Parts) -> Record:
     config_text = dump_config(config)
 
     def save_extras(folder: Path) -> None:
-        (folder / "config.yaml").write_text(config_text, encoding="utf-8")
+        (folder / CONFIG).write_text(config_text, encoding="utf-8")
         if parts.tokenizer is not None:
             parts.tokenizer.save(folder / "tokenizer")
 

@@ -55,11 +55,8 @@ class Clock:
         yield
         self.add(stage, time.perf_counter() - started)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {}
-
-    def __setstate__(self, state: object) -> None:
-        self.__init__()  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Clock], tuple[()]]:
+        return Clock, ()  # every process has its own
 
 
 @dataclass(slots=True)

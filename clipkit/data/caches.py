@@ -60,7 +60,7 @@ class Plan:
 def plan_cache(dataset: Dataset, *, side_px: int) -> Plan:
     """Decode some rows spread over the dataset; write their pixels into a dataset of their own, and cut out of it."""
     if not len(dataset):
-        raise DataError(f"`{dataset.uri}` has no rows")
+        raise DataError(f"`{dataset.uri}` has no rows", "add some with `clipkit ingest --append`")
     missing = count_missing(dataset, cache_column(side_px))
     rows = np.unique(np.linspace(0, len(dataset) - 1, _rows_at_once(side_px)).astype(np.int64))
     decode_s = math.inf
@@ -133,15 +133,13 @@ def make_cache(
     return fill_column(dataset, field, compute, batch_rows=_rows_at_once(side_px), advance=advance), bad
 
 
-def make_token_cache(
-    dataset: Dataset, tokenizer: Tokenizer, *, advance: Callable[[int], object] | None = None
-) -> Dataset:
+def make_token_cache(dataset: Dataset, tokenizer: Tokenizer) -> Dataset:
     """Keep every caption's token ids in a column that is named for the tokenizer."""
 
     def compute(part: Dataset, rows: np.ndarray) -> pa.Array:
         return tokens_array(tokenizer, part.take_captions(rows))
 
-    return fill_column(dataset, token_field(tokenizer), compute, batch_rows=4096, advance=advance)
+    return fill_column(dataset, token_field(tokenizer), compute, batch_rows=4096)
 
 
 def fill_missing(datasets: Sequence[Dataset], config: DataConfig, tokenizer: Tokenizer | None) -> tuple[Dataset, ...]:

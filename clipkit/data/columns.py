@@ -48,10 +48,10 @@ class SmallColumns:
     once, and later batches come from memory.
     """
 
-    def __init__(self, dataset: Dataset, names: Sequence[str], *, limit_bytes: int = TEXTS_LIMIT_BYTES) -> None:
+    def __init__(self, dataset: Dataset, names: Sequence[str]) -> None:
         self._dataset = dataset
         self._names = list(names)
-        self._limit_bytes = limit_bytes
+        self._limit_bytes = TEXTS_LIMIT_BYTES
         self.when_loaded: Callable[[pa.RecordBatch], None] | None = None
         self._table: LoadedAside[pa.RecordBatch] = LoadedAside(self._load)
 
@@ -138,10 +138,9 @@ def _num_bytes(images: Sequence[memoryview]) -> int:
 class VectorColumn:
     """Vectors of a column of fixed-size lists."""
 
-    def __init__(self, dataset: Dataset, name: str, *, limit_bytes: int = VECTORS_LIMIT_BYTES) -> None:
+    def __init__(self, dataset: Dataset, name: str) -> None:
         self._dataset = dataset
         self._name = name
-        self._limit_bytes = limit_bytes
         self._vectors: LoadedAside[np.ndarray] = LoadedAside(self._load)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
@@ -149,7 +148,7 @@ class VectorColumn:
         if self._vectors.value is not None:
             return self._vectors.value.take(rows, axis=0)
         vectors = np.array(self._dataset.take_vectors(rows, self._name))
-        if len(rows) and vectors.nbytes / len(rows) * len(self._dataset) <= self._limit_bytes:
+        if len(rows) and vectors.nbytes / len(rows) * len(self._dataset) <= VECTORS_LIMIT_BYTES:
             self._vectors.start()
         return vectors
 

@@ -186,6 +186,17 @@ class Corpus:
         return [orientation or 1 for orientation in values.column(ORIENTATION).to_pylist()]
 
 
+def named_columns(config: DataConfig) -> Columns:
+    return Columns(config.image_id_column, config.image_column, config.captions_column)
+
+
+def training_sources(config: DataConfig) -> list[tuple[str, str | None]]:
+    """The datasets that are trained on, each with the filter that chooses its rows."""
+    if config.dataset:
+        return [(config.dataset, config.train)]
+    return [(source.dataset, source.train or config.train) for source in config.sources]
+
+
 def open_corpora(
     config: DataConfig,
     *,
@@ -194,13 +205,9 @@ def open_corpora(
     datasets: Sequence[Dataset] | None = None,
 ) -> tuple[Corpus, ...]:
     """The training samples of `data.dataset`, or of each of `data.sources`."""
-    columns = Columns(config.image_id_column, config.image_column, config.captions_column)
-    if config.dataset:
-        chosen = [(config.dataset, config.train)]
-    else:
-        chosen = [(source.dataset, source.train or config.train) for source in config.sources]
+    chosen = training_sources(config)
     if datasets is None:
-        datasets = [Dataset(uri, columns=columns) for uri, _ in chosen]
+        datasets = [Dataset(uri, columns=named_columns(config)) for uri, _ in chosen]
     tokens = token_column(tokenizer) if config.token_cache and tokenizer is not None else None
     corpora = []
     for dataset, (uri, where) in zip(datasets, chosen, strict=True):
@@ -212,7 +219,10 @@ def open_corpora(
             )
         corpora.append(Corpus(dataset, rows, config, seed=seed, token_column=tokens))
         if not len(corpora[-1]):
-            raise DataError(f"none of the {len(rows):,} chosen rows of `{uri}` has a caption")
+            raise DataError(
+                f"none of the {len(rows):,} chosen rows of `{uri}` has a caption",
+                "choose others with `data.train`, or another column with `data.captions_column`",
+            )
     return tuple(corpora)
 
 

@@ -124,12 +124,12 @@ class Share:
 WHOLE = Share()
 
 
-def draw(order: Order, step: int, share: Share = WHOLE) -> Draw:
-    """A share of the global batch of a step, which is the same whatever the number of ranks."""
+def draw(order: Order, step: int) -> Draw:
+    """The global batch of a step, which is the same whatever the number of ranks."""
     epoch, index = divmod(step, steps_per_epoch(order))
     start = index * order.batch_size
     size = min(order.batch_size, order.num_samples - start)
-    return order.slice(epoch, start, start + size).at(share.positions(size))
+    return order.slice(epoch, start, start + size)
 
 
 @dataclass(frozen=True)

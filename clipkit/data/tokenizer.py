@@ -31,10 +31,6 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-OFFLINE_HINT = (
-    "without a network point `model.text.name` at a local folder with the model's files (with `pretrained: false` its "
-    "`config.json` and tokenizer are enough), or leave it out and train from scratch with `model.text.architecture`"
-)
 
 
 class FastTokenizer:
@@ -127,7 +123,7 @@ def load_tokenizer(source: str | Path, *, max_tokens: int, padding: Padding) -> 
     """The tokenizer of a local folder or, by its name, of a model of the Hugging Face hub."""
     name = str(source)
     if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
-        raise ModelError(f"there is no tokenizer folder `{name}`", OFFLINE_HINT)
+        raise ModelError(f"there is no tokenizer folder `{name}`", hub.OFFLINE_TEXT_HINT)
     try:
         if Path(name).is_dir():
             library = AutoTokenizer.from_pretrained(name)
@@ -135,7 +131,9 @@ def load_tokenizer(source: str | Path, *, max_tokens: int, padding: Padding) -> 
             with hub.one_attempt():
                 library = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the library raises OSError, ValueError, KeyError … for what it cannot use
-        raise ModelError(f"the tokenizer of `{name}` cannot be loaded: {first_line(error)}", OFFLINE_HINT) from error
+        raise ModelError(
+            f"the tokenizer of `{name}` cannot be loaded: {first_line(error)}", hub.OFFLINE_TEXT_HINT
+        ) from error
     if not getattr(library, "is_fast", False):
         raise ModelError(f"the tokenizer of `{name}` has no fast version", "use a model with a `tokenizer.json`")
     tokenizer = FastTokenizer(library, max_tokens=max_tokens, padding=padding)
@@ -203,8 +201,3 @@ def _letters(texts: Iterable[str]) -> list[str]:
             first.update(word)  # punctuation within splits a word, so that any letter can be a first one
             later.update(word[1:])
     return [*sorted(first), *(f"##{letter}" for letter in sorted(later))]
-
-
-def truncated_share(tokenizer: FastTokenizer, captions: Sequence[str]) -> float:
-    """The share of captions that the tokenizer cuts."""
-    return tokenizer.truncated_share(captions)

@@ -14,7 +14,7 @@ import numpy as np
 
 from clipkit.ingest.header import BadImage, Data, ImageInfo, parse_header
 
-__all__ = ["BadImage", "ImageInfo", "ImageOptions", "PreparedImage", "check", "decode", "decode_upright", "prepare"]
+__all__ = ["BadImage", "ImageInfo", "ImageOptions", "PreparedImage", "decode", "decode_upright", "prepare"]
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), in OpenCV's order of colours: blue, green, red
 ResizeMode = Literal["shorter", "longer", "squash", "crop"]
@@ -46,14 +46,6 @@ class PreparedImage:
     width: int
     height: int
     orientation: int
-
-
-def check(data: Data, *, verify: bool = False) -> ImageInfo:
-    """The image's header, once the file is seen to be whole; `verify` decodes it too. Raises BadImage."""
-    info = parse_header(data)
-    if verify:
-        decode(data, info)
-    return info
 
 
 def prepare(data: Data, options: ImageOptions) -> PreparedImage:

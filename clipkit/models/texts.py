@@ -28,10 +28,6 @@ from clipkit.config import TextArchitecture, TransformersText
 from clipkit.errors import ModelError, first_line
 from clipkit.types import Tokenizer, Tokens
 
-OFFLINE_HINT = (
-    "without a network point `model.text.name` at a local folder with the model's files (with `pretrained: false` its "
-    "`config.json` and tokenizer are enough), or leave it out and train from scratch with `model.text.architecture`"
-)
 MASKED_ATTENTION = "sdpa_with_mask"
 
 
@@ -71,10 +67,9 @@ def build_text_encoder(
         model = _from_config(AutoConfig.for_model(options.pop("model_type"), **options))
     elif config.name is not None:
         model = _from_name(config.name, pretrained=config.pretrained)
-    elif config.architecture is not None:
-        model = _from_config(_bert_config(config.architecture, tokenizer=tokenizer))
     else:
-        raise ModelError("`model.text` gives neither `name` nor `architecture`")
+        assert config.architecture is not None, "the config has seen to it"
+        model = _from_config(_bert_config(config.architecture, tokenizer=tokenizer))
     model = _encoder_part(model)
     model.config.use_cache = False  # nothing is generated here
     _check_fits(model.config, tokenizer, name=config.name or "architecture")
@@ -104,7 +99,7 @@ def _from_config(config: PretrainedConfig) -> Any:
 
 def _from_name(name: str, *, pretrained: bool) -> Any:
     if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
-        raise ModelError(f"`model.text.name`: there is no folder `{name}`", OFFLINE_HINT)
+        raise ModelError(f"`model.text.name`: there is no folder `{name}`", hub.OFFLINE_TEXT_HINT)
     transformers.utils.logging.set_verbosity_error()  # what it would report of missing weights is checked below
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -115,7 +110,9 @@ def _from_name(name: str, *, pretrained: bool) -> Any:
     except ModelError:
         raise
     except Exception as error:  # the library raises OSError, ValueError, KeyError … for a folder it cannot use
-        raise ModelError(f"the text encoder `{name}` cannot be loaded: {first_line(error)}", OFFLINE_HINT) from error
+        raise ModelError(
+            f"the text encoder `{name}` cannot be loaded: {first_line(error)}", hub.OFFLINE_TEXT_HINT
+        ) from error
 
 
 def _load(name: str, *, pretrained: bool) -> Any:

@@ -85,10 +85,10 @@ class Dataset:
         """The rows' values in these columns, in the order asked for (not for images: see `take_images`)."""
         return self.lance.take(rows, columns=list(columns))
 
-    def take_images(self, rows: Rows | Sequence[int], *, column: str | None = None) -> list[memoryview]:
+    def take_images(self, rows: Rows | Sequence[int]) -> list[memoryview]:
         """The rows' encoded images, in the order asked for and without copying; a null image is empty."""
-        name = column or self.columns.image
-        if self.image_is_blob and name == self.columns.image:
+        name = self.columns.image
+        if self.image_is_blob:
             return [memoryview(data or b"") for _, data in self.lance.read_blobs(name, indices=[int(r) for r in rows])]
         values = self.lance.take(rows, columns=[name]).column(0)
         return [view for chunk in values.chunks for view in binary_views(chunk)]
@@ -100,10 +100,9 @@ class Dataset:
         """
         values = self.take(rows, [column]).column(0)
         if values.null_count:
-            where = f"{column} is not null"
             raise DataError(
                 f"row {rows[values.is_null().index(True).as_py()]} of `{self.uri}` has no `{column}`",
-                f"fill the column, or leave such rows out with the filter `{where}`",
+                f"fill the column, or leave such rows out with the filter `{column} is not null`",
             )
         parts = [fixed_size_values(chunk) for chunk in values.chunks]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -24,11 +24,10 @@ from torch import nn
 
 from clipkit.errors import CheckpointError
 from clipkit.files import sync, write_whole
-from clipkit.runs import META, Run, list_files, read_meta
+from clipkit.runs import META, WEIGHTS, Run, list_files, read_meta
 from clipkit.train.parallel import full
 
 log = logging.getLogger("clipkit.train")
-WEIGHTS = "model.safetensors"
 TRAIN_STATE = "train_state.pt"
 SPARE_BYTES = 2 << 20  # that a checkpoint leaves free, for what else the run writes
 

@@ -11,7 +11,8 @@ from torch import distributed as dist
 from clipkit import distributed
 from clipkit.config import Config, FeatureText
 from clipkit.data import caches
-from clipkit.data.tokenizer import load_tokenizer, train_tokenizer, truncated_share
+from clipkit.data.corpus import named_columns, training_sources
+from clipkit.data.tokenizer import load_tokenizer, train_tokenizer
 from clipkit.errors import DataError
 from clipkit.runs import find_checkpoint
 from clipkit.store import Columns, Dataset
@@ -25,9 +26,8 @@ MEASURED_ROWS = 20_000  # whose captions say which share is cut
 
 def open_datasets(config: Config, facts: Mapping[str, Any]) -> tuple[Dataset, ...]:
     """The datasets at the versions that the run began with, or as they are now (and then on every rank alike)."""
-    data = config.data
-    columns = Columns(data.image_id_column, data.image_column, data.captions_column)
-    uris = [data.dataset] if data.dataset else [source.dataset for source in data.sources]
+    columns = named_columns(config.data)
+    uris = [uri for uri, _ in training_sources(config.data)]
     pinned = [entry["version"] for entry in facts.get("datasets", ())] or [None] * len(uris)
     opened = [_open(uri, version=v, columns=columns) for uri, v in zip(uris, pinned, strict=True)]
     if distributed.world() > 1:
@@ -69,26 +69,33 @@ def make_tokenizer(session: Session, datasets: tuple[Dataset, ...]) -> Tokenizer
     if origin is None and session.config.model.init:
         origin = find_checkpoint(session.config.model.init)
     source = origin / "tokenizer" if origin is not None else text.tokenizer or text.name
+    filters = [where for _, where in training_sources(data)]
     if source is not None:
         tokenizer = load_tokenizer(source, max_tokens=data.max_tokens, padding=data.padding)
     else:
         assert text.architecture is not None
         tokenizer = train_tokenizer(
-            [caption for dataset in datasets for caption in _captions(dataset, data.train, TOKENIZER_CAPTIONS_ROWS)],
+            [
+                caption
+                for dataset, where in zip(datasets, filters, strict=True)
+                for caption in _captions(dataset, where, data.limit, num_rows=TOKENIZER_CAPTIONS_ROWS)
+            ],
             vocab_size=text.architecture.vocab_size,
             lowercase=text.architecture.lowercase,
             max_tokens=data.max_tokens,
             padding=data.padding,
         )
-    share = truncated_share(tokenizer, _captions(datasets[0], data.train, MEASURED_ROWS))
+    share = tokenizer.truncated_share(_captions(datasets[0], filters[0], data.limit, num_rows=MEASURED_ROWS))
     log.info("%.1f %% of the captions are cut at `data.max_tokens: %d`", 100 * share, data.max_tokens)
     return tokenizer
 
 
-def _captions(dataset: Dataset, where: str | None, num_rows: int) -> list[str]:
+def _captions(dataset: Dataset, where: str | None, limit: int | None, *, num_rows: int) -> list[str]:
     """The captions of the training rows, or of so many spread over them."""
-    rows = dataset.select(where)
+    rows = dataset.select(where, limit=limit)
     if not len(rows):
-        raise DataError(f"`data.train: {where}` chooses no row of `{dataset.uri}`", "`clipkit info` tells its splits")
+        raise DataError(
+            f"the training filter `{where}` chooses no row of `{dataset.uri}`", "`clipkit info` tells its splits"
+        )
     step = -(-len(rows) // num_rows)
     return [caption for captions in dataset.take_captions(rows[::step]) for caption in captions]

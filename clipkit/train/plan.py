@@ -65,11 +65,6 @@ class Plan:
 
 def make_plan(train: TrainConfig, optim: OptimConfig, *, steps_per_epoch: int) -> Plan:
     """Resolve every duration of the config; of a run in minutes only the length is left open."""
-    if steps_per_epoch < 1:
-        raise ConfigError(
-            f"`train.batch_size` {train.batch_size} is more than the training rows: an epoch has no whole batch",
-            "take a smaller `train.batch_size`, or set `data.drop_last: false`",
-        )
 
     def steps(duration: str, key: str) -> int:
         value, unit = parse_duration(duration)

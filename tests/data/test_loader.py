@@ -350,9 +350,9 @@ def test_a_stall_is_reported(plain_dataset: str, caplog: pytest.LogCaptureFixtur
     held = threading.Event()
     take_images = Dataset.take_images
 
-    def slow(self: Dataset, rows: Any, **options: Any) -> Any:
+    def slow(self: Dataset, rows: Any) -> Any:
         held.wait(1.0)
-        return take_images(self, rows, **options)
+        return take_images(self, rows)
 
     monkeypatch.setattr(Dataset, "take_images", slow)  # a disk that does not answer
     with caplog.at_level(logging.WARNING, logger="clipkit"):

@@ -109,7 +109,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_ranks(order: Order, worl
     steps = steps_per_epoch(order)
     for step in (0, 1, steps - 1, steps, 3 * steps + 2):
         whole = draw(order, step)
-        shares = [draw(order, step, Share(rank, world)) for rank in range(world)]
+        shares = [whole.at(Share(rank, world).positions(len(whole))) for rank in range(world)]
         assert np.array_equal(np.concatenate([share.samples for share in shares]), whole.samples)
         assert np.array_equal(np.concatenate([share.epochs for share in shares]), whole.epochs)
         assert len(np.unique(order.images_of(whole.samples))) == len(whole)
@@ -118,7 +118,8 @@ def test_the_global_batch_is_the_same_for_any_number_of_ranks(order: Order, worl
 @pytest.mark.parametrize("size", [64, 41])
 def test_a_piece_holds_the_same_samples_for_any_number_of_ranks(size: int) -> None:
     order = StoredOrder(size, 64, drop_last=False)
-    shares = [draw(order, 0, Share(rank, 2, pieces=4)).samples for rank in (0, 1)]
+    whole = draw(order, 0).samples
+    shares = [whole[Share(rank, 2, pieces=4).positions(len(whole))] for rank in (0, 1)]
     assert sorted(np.concatenate(shares)) == list(range(size))
     if size == 64:
         pieces = [sorted(np.concatenate([share[8 * piece :][:8] for share in shares])) for piece in range(4)]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from clipkit.data.tokenizer import FastTokenizer, check_vocabulary, load_tokenizer, train_tokenizer, truncated_share
+from clipkit.data.tokenizer import FastTokenizer, check_vocabulary, load_tokenizer, train_tokenizer
 from clipkit.errors import ModelError
 
 CAPTIONS = ["Một con chó đang đứng trên bãi cỏ", "une fille élève la main", "a dog runs", "A Dog barks loudly"]
@@ -72,7 +72,7 @@ def test_ids_are_those_of_the_library(minilm_dir: Path, real_captions: list[str]
 
 def test_truncated_share(minilm_dir: Path, real_captions: list[str]) -> None:
     shares = [
-        truncated_share(load_tokenizer(minilm_dir, max_tokens=length, padding="max"), real_captions)
+        load_tokenizer(minilm_dir, max_tokens=length, padding="max").truncated_share(real_captions)
         for length in (8, 18, 64)
     ]
     assert shares[0] > 0.8
@@ -97,7 +97,7 @@ def test_it_is_saved_while_another_thread_encodes_with_it(tmp_path: Path) -> Non
     def save() -> None:
         while not stop.is_set():
             tokenizer.save(tmp_path)
-            truncated_share(tokenizer, CAPTIONS)
+            tokenizer.truncated_share(CAPTIONS)
 
     with ThreadPoolExecutor(1) as pool:
         saving = pool.submit(save)

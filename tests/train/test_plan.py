@@ -28,11 +28,6 @@ def test_validation_and_checkpoints_fall_on_their_steps_and_the_last() -> None:
     assert [step for step in range(1, 51) if plan.saves(step)] == [16, 32, 48, 50]
 
 
-def test_an_epoch_without_a_whole_batch_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="an epoch has no whole batch"):
-        make_plan(TrainConfig(), OptimConfig(), steps_per_epoch=0)
-
-
 def test_only_a_run_may_be_in_minutes() -> None:
     with pytest.raises(ConfigError, match=r"train\.validate_every"):
         plan_of(validate_every="1min")

@@ -16,9 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from clipkit import training
+from clipkit.config import TransformersText
 from clipkit.config_file import parse_config
+from clipkit.data.tokenizer import train_tokenizer
 from clipkit.errors import CheckpointError, ConfigError, DataError, TrainingError
 from clipkit.runs import find_checkpoint, read_meta, read_metrics
+from clipkit.store import Dataset
+from clipkit.train.inputs import make_tokenizer
 from clipkit.train.session import open_session
 
 Train = Callable[..., dict[str, Any]]
@@ -272,11 +276,36 @@ def test_norms_a_group_are_logged(tmp_path: Path, config_file: Path, train: Trai
     assert lines[0]["norms"]["weight"].keys() == lines[0]["norms"]["gradient"].keys()
 
 
-@pytest.mark.parametrize("key", ["train", "validation"])
-def test_a_filter_that_chooses_nothing_is_an_error(key: str, tmp_path: Path, config_file: Path, train: Train) -> None:
-    with pytest.raises(DataError, match=f"`data.{key}: split = 'none'` chooses no row"):
+@pytest.mark.parametrize(
+    ("key", "named"), [("train", "the training filter `"), ("validation", "`data.validation: ")], ids=lambda text: text
+)
+def test_a_filter_that_chooses_nothing_is_an_error(
+    key: str, named: str, tmp_path: Path, config_file: Path, train: Train
+) -> None:
+    with pytest.raises(DataError, match=f"{named}split = 'none'` chooses no row"):
         train(config_file, f"data.{key}=split = 'none'")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_vocabulary_is_of_each_sources_training_rows(config_file: Path, shapes_dataset: Path) -> None:
+    filters = ("scene = 30", "scene = 31")
+    sources = ", ".join(f'{{dataset: {shapes_dataset}, train: "{where}"}}' for where in filters)
+    session = open_session(config_file, ["data.dataset=null", f"data.sources=[{sources}]", "data.limit=1"])
+    dataset = Dataset(shapes_dataset)
+    made = make_tokenizer(session, (dataset, dataset))
+    assert made is not None
+    captions = [text for where in filters for text in dataset.take_captions(dataset.select(where)[:1])[0]]
+    data, text = session.config.data, session.config.model.text
+    assert isinstance(text, TransformersText)
+    assert text.architecture is not None
+    wanted = train_tokenizer(
+        captions,
+        vocab_size=text.architecture.vocab_size,
+        lowercase=text.architecture.lowercase,
+        max_tokens=data.max_tokens,
+        padding=data.padding,
+    )
+    assert made.fingerprint == wanted.fingerprint
 
 
 def test_a_config_is_needed() -> None:
