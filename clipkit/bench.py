@@ -26,6 +26,7 @@ from clipkit.data.device import prefetch_to_device
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.pixels import cache_column
 from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
+from clipkit.data.transforms import resize
 from clipkit.hardware import usable_cores
 from clipkit.ingest.header import BadImage, parse_header
 from clipkit.store import Dataset
@@ -193,7 +194,7 @@ def _make_ceiling(config: DataConfig, *, seed: int) -> Callable[[float], float]:
     """A function that measures images a second of the fastest decoder and a resize alone, with nothing else to do."""
     corpus = open_corpora(config, seed=seed)[0]
     rows = corpus.rows[np.random.default_rng(seed).permutation(len(corpus.rows))[:CEILING_IMAGES]]
-    size_px, num_threads = config.image_size, usable_cores()
+    size_px, num_threads, exact = config.image_size, usable_cores(), config.decode == "full" and not config.cache
     work = _cached_work(corpus.dataset, rows, config) if config.cache else _encoded_work(corpus.dataset, rows, config)
     out = np.empty((num_threads, size_px, size_px, 3), np.uint8)
     cv2.setNumThreads(1)
@@ -204,7 +205,7 @@ def _make_ceiling(config: DataConfig, *, seed: int) -> Callable[[float], float]:
 
         def run(thread: int) -> None:
             for number in itertools.count(thread, num_threads):
-                cv2.resize(work[number % len(work)](), (size_px, size_px), dst=out[thread])
+                resize(work[number % len(work)](), out[thread], exact=exact)
                 counts[thread] += 1
                 if counts[thread] % 16 == 0 and time.perf_counter() - started > seconds:
                     return

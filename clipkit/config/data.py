@@ -146,7 +146,8 @@ class DataConfig(Section):
     keep_images_mb: CountOrZero = 225
     """Keep the encoded images in memory where all of them take at most so many megabytes."""
     decode: Literal["scaled", "full"] = "scaled"
-    """Decode a JPEG at a half, quarter or eighth where that is still as large as what is needed."""
+    """`scaled` decodes a JPEG at a half, quarter or eighth where that is still as large as what is needed; `full` comes
+    closest to Pillow's pixels, and is slower: it decodes all of it, and averages whatever shrinks."""
     workers: CountOrZero | None = None
     """Decoding threads; one for each usable core when left out."""
     worker_kind: Literal["threads", "processes"] = "threads"

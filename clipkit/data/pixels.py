@@ -61,7 +61,7 @@ class EncodedImages:
         decode_s = time.perf_counter() - started
         pixels = turn_upright(pixels, orientation)
         # The size that was really decoded, whatever the header or the scale said.
-        cut_and_resize(pixels, box, pixels.shape[1] / width, out)
+        cut_and_resize(pixels, box, pixels.shape[1] / width, out, exact=self.config.decode == "full")
         if uniforms is not None:
             augment_pixels(out, augment, uniforms)
         return decode_s

@@ -60,7 +60,7 @@ def _random_resized_box(width: int, height: int, augment: RandomResizedCrop, uni
     return Box((width - box_width) / 2, (height - box_height) / 2, box_width, box_height)
 
 
-def cut_and_resize(pixels: Pixels, box: Box, scale: float, out: Pixels) -> None:
+def cut_and_resize(pixels: Pixels, box: Box, scale: float, out: Pixels, *, exact: bool = False) -> None:
     """Resize the region, whose coordinates are multiplied by `scale`, into `out`."""
     height, width = pixels.shape[:2]
     region = pixels
@@ -70,13 +70,21 @@ def cut_and_resize(pixels: Pixels, box: Box, scale: float, out: Pixels) -> None:
         right = max(left + 1, min(width, round((box.left + box.width) * scale)))
         bottom = max(top + 1, min(height, round((box.top + box.height) * scale)))
         region = pixels[top:bottom, left:right]
+    resize(region, out, exact=exact)
+
+
+def resize(pixels: Pixels, out: Pixels, *, exact: bool = False) -> None:
+    """Fill the square `out`.
+
+    All pixels that become one are averaged where they are two or more a side, or `exact` is asked for: of fewer it
+    costs as much as decoding them.
+    """
     size_px = out.shape[0]
-    if region.shape == out.shape:
-        out[...] = region
+    if pixels.shape == out.shape:
+        out[...] = pixels
         return
-    # Averaging matters where more than two pixels become one, and costs too much where they do not.
-    shrinks = min(region.shape[:2]) >= 2 * size_px
-    cv2.resize(region, (size_px, size_px), dst=out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    averages = min(pixels.shape[:2]) >= (1 if exact else 2) * size_px
+    cv2.resize(pixels, (size_px, size_px), dst=out, interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
 
 
 def augment_pixels(out: Pixels, augment: Augmentation, uniforms: Sequence[float]) -> None:

@@ -98,6 +98,21 @@ def test_scaled_decoding_changes_little(photographs: list[memoryview]) -> None:
     assert np.mean(differences) < 5
 
 
+@pytest.mark.parametrize("size_px", [224, 128])
+def test_decoded_in_full_an_image_is_delivered_as_pillow_resizes_it(
+    photographs: list[memoryview], jpeg_decoder: Callable[..., np.ndarray], size_px: int
+) -> None:
+    images = EncodedImages(DataConfig(dataset="unused", decode="full"), jpeg_decoder)  # type: ignore[arg-type]
+    differences = []
+    for data in photographs:
+        expected = Image.open(io.BytesIO(data)).convert("RGB").resize((size_px, size_px), Image.Resampling.BICUBIC)
+        out = np.empty((size_px, size_px, 3), np.uint8)
+        images.render(data, None, None, out)
+        differences.append(np.abs(out - np.asarray(expected, dtype=float)).mean())
+    assert np.mean(differences) < 2.5
+    assert max(differences) < 6
+
+
 def test_a_truncated_image_is_bad(photographs: list[memoryview]) -> None:
     config = DataConfig(dataset="unused")
     out = np.empty((64, 64, 3), np.uint8)
