@@ -61,7 +61,10 @@ def export_corpus(
     dataset = Dataset(uri, version=version)
     rows = dataset.select(where)
     if not len(rows):
-        raise DataError(f"no row of `{uri}` answers to `{where}`" if where else f"`{uri}` has no rows", "")
+        raise DataError(
+            f"`{where}` chooses no row of `{uri}`" if where else f"`{uri}` has no rows",
+            "`clipkit info` tells its splits and columns",
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"`{out}` is there already", "name a new folder, or remove it")
     try:

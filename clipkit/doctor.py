@@ -66,7 +66,7 @@ def diagnose() -> Diagnosis:
     try:
         accelerators = _accelerators()
     except (ImportError, OSError, RuntimeError) as error:
-        problems.append(f"torch does not work, and train, eval and embed need it: {error}")
+        problems.append(f"torch does not work, and training, evaluation and benchmarks need it: {error}")
     return Diagnosis(
         clipkit=__version__,
         python=platform.python_version(),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipkit.ingest.header import BadImage, parse_header
 from clipkit.store import Dataset
@@ -160,7 +161,7 @@ def _count(dataset: Dataset) -> _Counts:
     scanner = dataset.lance.scanner(columns=[dataset.columns.captions, *there], batch_size=BATCH_ROWS)
     for batch in scanner.to_batches():
         for name in there:
-            for found in pa.compute.value_counts(batch.column(name)).to_pylist():
+            for found in pc.value_counts(batch.column(name)).to_pylist():
                 plain[name][found["values"]] += found["counts"]
         for captions in as_captions(pa.chunked_array([batch.column(dataset.columns.captions)])):
             counts.per_image[len(captions)] += 1

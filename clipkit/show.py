@@ -51,7 +51,10 @@ def save_sheet(uri: str, out: Path, *, num: int, where: str | None = None, versi
     dataset = Dataset(uri, version=version)
     rows = dataset.select(where)
     if not len(rows):
-        raise DataError(f"no row of `{uri}` answers to `{where}`" if where else f"`{uri}` has no rows", "")
+        raise DataError(
+            f"`{where}` chooses no row of `{uri}`" if where else f"`{uri}` has no rows",
+            "`clipkit info` tells its splits and columns",
+        )
     entries = _entries(dataset, rows[np.unique(np.linspace(0, len(rows) - 1, min(num, len(rows))).astype(int))])
     title = f"{len(entries)} of {len(rows)} images of {uri}, version {dataset.version}" + (
         f": {where}" if where else ""

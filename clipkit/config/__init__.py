@@ -120,7 +120,7 @@ class Config(Section):
         problems = [
             *_stored_features_are_named(self),
             *_batch_can_be_split(self.train),
-            *_pixels_suffice(self.data),
+            *_cache_suffices(self.data),
             *_remembered_is_frozen(self),
         ]
         if self.train.early_stopping and not (self.data.validation and self.train.validate_every):
@@ -148,9 +148,7 @@ def _batch_can_be_split(train: TrainConfig) -> Iterator[tuple[str, str]]:
         yield "train.accumulate", f"`train.batch_size`, {train.batch_size}, is not a multiple of it"
 
 
-def _pixels_suffice(data: DataConfig) -> Iterator[tuple[str, str]]:
-    if isinstance(data.augment, RandomCrop) and data.augment.resize < data.image_size:
-        yield "data.augment.resize", f"must be at least `data.image_size`, {data.image_size}"
+def _cache_suffices(data: DataConfig) -> Iterator[tuple[str, str]]:
     if data.cache and data.cache < data.image_size:
         yield "data.cache", f"must be at least `data.image_size`, {data.image_size}"
 

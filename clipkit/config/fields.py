@@ -37,9 +37,11 @@ def _check_warmup(value: Any) -> str:
 
 
 def _check_frozen(value: Any) -> str:
-    if value != PRETRAINED and not DURATION.match(str(value).strip()):
+    if value == PRETRAINED:
+        return PRETRAINED
+    if not DURATION.match(str(value).strip()):
         raise ValueError(f"`{value}` is no duration; write 500st or 3ep, or `{PRETRAINED}`")
-    return value if value == PRETRAINED else _check_duration(value)
+    return _check_duration(value)
 
 
 def _no_bool(value: Any) -> Any:
@@ -63,7 +65,6 @@ Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, title="whole numbe
 CountOrZero = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, title="whole number >= 0")]
 Duration = Annotated[str, BeforeValidator(_check_duration), Field(title="duration")]
 Warmup = Annotated[str, BeforeValidator(_check_warmup), Field(title="percentage | duration")]
-
 Frozen = Annotated[str, BeforeValidator(_check_frozen), Field(title="duration | pretrained")]
 
 

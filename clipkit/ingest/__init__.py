@@ -12,7 +12,7 @@ from clipkit.ingest.source import Item, Reader, ReadOptions, Rejected
 from clipkit.ingest.splits import split_rule
 from clipkit.types import Record
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 __all__ = ["FORMATS", "Item", "ReadOptions", "Reader", "Rejected", "detect", "read"]
 
@@ -51,7 +51,7 @@ def read(source: str, options: ReadOptions, *, skip: int = 0) -> Iterator[Item]:
         raise DataError(f"there is no format `{name}`", f"the formats are {', '.join(FORMATS)}")
     for option in FORMATS[name].ignored(options):
         flag = option.removesuffix("s").replace("_", "-")
-        logger.warning("--%s says nothing about `%s`, which is read as %s", flag, source, name)
+        log.warning("--%s has no effect on `%s`, which is read as %s", flag, source, name)
     split_of = split_rule(options)
     for item in FORMATS[name].read(source, options, skip):
         if split_of is not None and isinstance(item, Record):

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -96,7 +96,7 @@ class _Host:
 
     slots: asyncio.Semaphore
     resume_at: float = 0.0
-    num_users: int = field(default=0)
+    num_users: int = 0
 
 
 class _Fetcher:

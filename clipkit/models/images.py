@@ -109,7 +109,9 @@ def _read_weights(path: str) -> dict[str, torch.Tensor]:
     try:
         return dict(load_state_dict(path, weights_only=True))
     except FileNotFoundError as error:
-        raise ModelError(f"`model.image.weights`: there is no file `{path}`") from error
+        raise ModelError(
+            f"`model.image.weights`: there is no file `{path}`", "a relative path starts at the working folder"
+        ) from error
     except Exception as error:  # torch, pickle and safetensors have an error each for a file that is not theirs
         raise ModelError(
             f"`{path}` cannot be read as weights: {first_line(error)}",

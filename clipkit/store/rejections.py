@@ -15,6 +15,7 @@ from clipkit.files import write_whole
 from clipkit.store.locks import folder_lock, is_remote
 
 FILE_NAME = "rejected.jsonl"
+AS_WRITTEN = f"a `{FILE_NAME}` is wanted here, as an ingest wrote it; one that is no use can be removed"
 Line = Mapping[str, Any]
 
 
@@ -55,16 +56,16 @@ def read_rejections(path: Path) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"`{path}` cannot be read: {error}") from error
+        raise DataError(f"`{path}` cannot be read: {error}", AS_WRITTEN) from error
     for number, line in enumerate(text.split("\n"), 1):  # `splitlines` splits at more, which ids may contain
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except ValueError as error:
-            raise DataError(f"`{path}`, line {number}, is no JSON: {error}") from error
+            raise DataError(f"`{path}`, line {number}, is no JSON: {error}", AS_WRITTEN) from error
         if not isinstance(value, dict) or not isinstance(value.get("id"), str):
-            raise DataError(f"`{path}`, line {number}, has no `id`", "it is a `rejected.jsonl` that is wanted here")
+            raise DataError(f"`{path}`, line {number}, has no `id`", AS_WRITTEN)
         yield value
 
 

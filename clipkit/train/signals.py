@@ -10,9 +10,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-log = logging.getLogger("clipkit.train")
-# SLURM sends SIGUSR1 some time before it ends a job: the run ends as one that was terminated.
+log = logging.getLogger(__name__)
 FORWARDED_WITHIN_S = 2.0
+# SLURM sends SIGUSR1 some time before it ends a job: the run ends as one that was terminated.
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 

@@ -226,7 +226,7 @@ def test_options_that_say_nothing_are_told(tmp_path: Path, caplog: pytest.LogCap
     (tmp_path / "captions.txt").write_text("a.jpg,one\n")
     list(ingest.read(str(tmp_path), ReadOptions(caption_columns=("x",), image_dir=tmp_path)))
     assert [record.getMessage() for record in caplog.records] == [
-        f"--caption-column says nothing about `{tmp_path}`, which is read as flickr"
+        f"--caption-column has no effect on `{tmp_path}`, which is read as flickr"
     ]
 
 
