@@ -25,7 +25,7 @@ from clipkit.picture import find_answers, save_picture
 from clipkit.store import Dataset, Rows
 from clipkit.tasks.retrieval import embed_gallery
 
-log = logging.getLogger("clipkit.evaluate")
+log = logging.getLogger(__name__)
 
 SPLIT = "split"
 TWIN_OF, TWIN_KIND, NO_KIND = "twin_of", "twin_kind", "any"

@@ -23,7 +23,7 @@ from uuid import uuid4
 from clipkit.errors import CheckpointError
 from clipkit.files import sync, write_whole
 
-log = logging.getLogger("clipkit.runs")
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"

@@ -38,7 +38,7 @@ from clipkit.train.trackers import MetricsLog, open_trackers
 from clipkit.train.trainer import Outcome, Progress, Trainer, Validation
 from clipkit.types import ImageSpec, Task, Tokenizer
 
-log = logging.getLogger("clipkit.training")
+log = logging.getLogger(__name__)
 SHORT_TEXT = 128  # tokens; attention written out takes memory by their square
 NAMED_SPLIT = re.compile(r"""^\s*split\s*=\s*['"]([^'"]+)['"]\s*$""")
 

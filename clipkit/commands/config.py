@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipkit import console
+
 if TYPE_CHECKING:
     from clipkit.config_reference import Key
 
@@ -27,8 +29,6 @@ def config(
 ) -> None:
     """List every key of a config, or print a config file in full."""
     from dataclasses import asdict
-
-    from clipkit import console
 
     if file is None:
         if sets:

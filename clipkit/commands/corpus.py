@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from clipkit import console
+
 
 def register(app: typer.Typer) -> None:
     app.command("export-corpus")(export_corpus)
@@ -27,7 +29,6 @@ def export_corpus(
     """Write images and captions back out in a common format."""
     from tqdm import tqdm
 
-    from clipkit import console
     from clipkit.corpus_export import export_corpus
 
     with tqdm(unit=" rows", desc="exporting", disable=None) as bar:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipkit import console
+
 if TYPE_CHECKING:
     from clipkit.doctor import Device, Diagnosis
 
@@ -18,7 +20,6 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the resul
     """Show what is installed, and what there is to compute on."""
     from dataclasses import asdict
 
-    from clipkit import console
     from clipkit.doctor import diagnose
 
     diagnosis = diagnose()

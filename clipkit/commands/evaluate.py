@@ -19,14 +19,17 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint of one.")],
-    dataset: Annotated[str, typer.Argument(help="The Lance dataset to measure on.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint of one.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The Lance dataset to measure on.")],
     split: Annotated[
-        str | None, typer.Option(help="A split of it; the run's validation rows, or the only split, when left out.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A split of it; the run's validation rows, or the only split, when left out."
+        ),
     ] = None,
     where: Annotated[str | None, typer.Option(metavar="SQL", help="Rows of it: SQL over the columns.")] = None,
     checkpoint: Annotated[str, typer.Option(metavar="best|last|STEP", help="Which checkpoint of the run.")] = "best",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw what is found for five of the captions.")
     ] = None,

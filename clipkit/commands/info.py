@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipkit import console
+
 if TYPE_CHECKING:
     from clipkit.info import Info, Spread
     from clipkit.leaks import Leaks
@@ -28,7 +30,6 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Tell what a dataset holds and where it came from."""
-    from clipkit import console
     from clipkit.info import describe
 
     found = describe(dataset, version=version)
@@ -51,8 +52,6 @@ def _find_leaks(dataset: str, version: str | None, num_rows: int) -> Leaks:
 
 
 def _sections(found: Info) -> list[str]:
-    from clipkit.console import format_bytes, format_table
-
     splits = ", ".join(f"{name} {rows}" for name, rows in found.splits.items()) or "none"
     if found.num_without_split and found.splits:
         splits += f", without {found.num_without_split}"
@@ -68,7 +67,7 @@ def _sections(found: Info) -> list[str]:
     ]
     head = [
         f"{found.dataset}, version {found.version}: {found.rows} rows, {found.captions} captions, "
-        f"{format_bytes(found.total_bytes)}",
+        f"{console.format_bytes(found.total_bytes)}",
         f"splits: {splits}",
         f"images: {images.storage} column; of {images.num_sampled} looked at: {formats or 'none'}"
         + (f"; {images.num_rotated} turned by EXIF when read" if images.num_rotated else ""),
@@ -81,9 +80,9 @@ def _sections(found: Info) -> list[str]:
     versions = [(v.version, v.created, v.rows, ", ".join(v.tags)) for v in found.versions[-NUM_SHOWN:]]
     return [
         "\n".join(head),
-        format_table(("column", "type"), [(column.name, column.type) for column in found.columns]),
-        format_table(("", "min", "median", "mean", "max"), numbers),
-        format_table(("version", "created", "rows", "tags"), versions),
+        console.format_table(("column", "type"), [(column.name, column.type) for column in found.columns]),
+        console.format_table(("", "min", "median", "mean", "max"), numbers),
+        console.format_table(("version", "created", "rows", "tags"), versions),
         "\n".join(["where it came from:", *map(_origin, found.provenance or [{}])]),
         f"read an image with plain Lance:\n{images.how_to_read}",
     ]

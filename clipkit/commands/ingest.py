@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from clipkit import console
+
 if TYPE_CHECKING:
     from clipkit.ingestion import MaxRejected, Summary
 
@@ -193,8 +195,6 @@ class _Bar:
 
 
 def _print_summary(summary: Summary, *, as_json: bool) -> None:
-    from clipkit import console
-
     if as_json:
         console.print_json(summary.as_json())
         return

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from clipkit import console
+
 app = typer.Typer(help="Make a sample corpus to try clipkit on.", no_args_is_help=True)
 
 
@@ -33,7 +35,6 @@ def shapes(
 
     from tqdm import tqdm
 
-    from clipkit import console
     from clipkit.sample import write_shapes
 
     with tqdm(total=num_images, unit="image", disable=None) as bar:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from clipkit import console
+
 DEFAULT_OUT = Path("sheet.png")
 
 
@@ -28,7 +30,6 @@ def show(
     ] = None,
 ) -> None:
     """Draw images with their captions into a picture or a page."""
-    from clipkit import console
     from clipkit.show import save_sheet
 
     shown = save_sheet(dataset, out, num=num, where=where, version=version)

@@ -16,7 +16,7 @@ from clipkit import console
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-log = logging.getLogger("clipkit.train")
+log = logging.getLogger(__name__)
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="The training config, a YAML file.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="The training config, a YAML file.")
+    ] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the config: `a.b=c`.")
     ] = None,

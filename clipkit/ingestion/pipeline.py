@@ -28,7 +28,7 @@ from clipkit.store.shards import discard, remove_orphans, writing_error
 from clipkit.store.staging import Staging
 from clipkit.store.writer import DatasetWriter
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def ingest(sources: Sequence[str], out: str, options: IngestOptions, *, progress: Progress | None = None) -> Summary:
@@ -81,9 +81,7 @@ def _run(out: str, job: Job, staging: Staging, interrupt: Interrupt, progress: P
             _take_in(number, job, writer, intake, interrupt)
             if interrupt.signal is not None:
                 writer.finish_shard()
-                logger.warning(
-                    "interrupted: %d rows are kept; the same command with --resume goes on", writer.counts.rows
-                )
+                log.warning("interrupted: %d rows are kept; the same command with --resume goes on", writer.counts.rows)
                 interrupt.end()
         writer.finish_shard()
     except BaseException:
@@ -162,7 +160,7 @@ def _finish(out: str, job: Job, staging: Staging, writer: DatasetWriter, intake:
     }
     image_storage = writer.image_storage
     if job.options.read.split_files and counts.rows and not counts.splits:
-        logger.warning("no row stands in a list of --split-file: does it name images, one a line?")
+        log.warning("no row stands in a list of --split-file: does it name images, one a line?")
     if counts.rows or num_rejected:  # a retry asks the dataset how the rows that were turned away were read
         version = writer.commit(provenance)
     else:

@@ -23,7 +23,7 @@ from clipkit.store.schema import OWN, is_blob
 from clipkit.store.shards import discard
 from clipkit.store.staging import Counts, Kind, Plan, Staging
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
     _settle_leftovers(out, options, staging, has_versions=current is not None)
     if staging.plan is not None:
         _check_same(out, staging.plan, mark, description)
-        logger.info("resuming: %d rows are there", sum(receipt.counts.rows for receipt in staging.receipts))
+        log.info("resuming: %d rows are there", sum(receipt.counts.rows for receipt in staging.receipts))
         return Job(staging.plan, sources, options, only_ids)
     if current is not None and kind == "replace":
         done = first_provenance(lance.dataset(out))

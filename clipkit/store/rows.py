@@ -13,7 +13,7 @@ import pyarrow as pa
 from clipkit.store.schema import ORIENTATION, OWN, PRIMARY_KEY, UNCOMPRESSED, is_blob
 from clipkit.types import Scalar
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 TYPES: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
@@ -108,7 +108,7 @@ def _fitting(name: str, values: Sequence[Scalar], data_type: pa.DataType) -> pa.
         fitted = [_cast(value, data_type) for value in values]
     lost = [value for value, kept in zip(values, fitted, strict=True) if kept is None and value is not None]
     if lost:
-        logger.warning(
+        log.warning(
             "`%s` is %s by its first rows: %d values such as `%s` are left out", name, data_type, len(lost), lost[0]
         )
     return pa.array(fitted, data_type)

@@ -15,7 +15,7 @@ from clipkit.data.device import move
 from clipkit.tasks.retrieval import evaluating
 from clipkit.types import Tokenizer
 
-log = logging.getLogger("clipkit.tasks")
+log = logging.getLogger(__name__)
 BATCH_SIZE = 256
 
 

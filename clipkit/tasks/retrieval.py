@@ -18,7 +18,7 @@ from clipkit.distributed import gather_arrays
 from clipkit.models import DualEncoder
 from clipkit.types import Gallery
 
-log = logging.getLogger("clipkit.tasks")
+log = logging.getLogger(__name__)
 
 
 @contextmanager

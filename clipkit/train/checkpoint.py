@@ -27,7 +27,7 @@ from clipkit.files import sync, write_whole
 from clipkit.runs import META, WEIGHTS, Run, list_files, read_meta
 from clipkit.train.parallel import full
 
-log = logging.getLogger("clipkit.train")
+log = logging.getLogger(__name__)
 TRAIN_STATE = "train_state.pt"
 SPARE_BYTES = 2 << 20  # that a checkpoint leaves free, for what else the run writes
 

@@ -19,7 +19,7 @@ from clipkit.store import Columns, Dataset
 from clipkit.train.session import Session
 from clipkit.types import Tokenizer
 
-log = logging.getLogger("clipkit.train")
+log = logging.getLogger(__name__)
 TOKENIZER_CAPTIONS_ROWS = 200_000  # of a larger corpus, so many rows spread over it train the vocabulary
 MEASURED_ROWS = 20_000  # whose captions say which share is cut
 

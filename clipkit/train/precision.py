@@ -10,7 +10,7 @@ import torch
 
 from clipkit.config import TrainConfig
 
-log = logging.getLogger("clipkit.train")
+log = logging.getLogger(__name__)
 FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

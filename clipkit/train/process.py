@@ -16,7 +16,7 @@ from clipkit.config import TrainConfig
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.hardware import choose_device, usable_cores
 
-log = logging.getLogger("clipkit.train")
+log = logging.getLogger(__name__)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from clipkit.runs import Run
 from clipkit.train.checkpoint import CheckpointWriter, Snapshot
 from clipkit.train.trackers import MetricsLog
 
-log = logging.getLogger("clipkit.train")
+log = logging.getLogger(__name__)
 STATUS_EVERY_S = 5.0
 
 

@@ -14,7 +14,7 @@ from clipkit.errors import CheckpointError, ConfigError
 from clipkit.runs import CONFIG, Run, check_free, read_meta
 from clipkit.train.differences import find_differences
 
-log = logging.getLogger("clipkit.train")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

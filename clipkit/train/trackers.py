@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from clipkit.errors import MissingExtra
 from clipkit.runs import METRICS, Run
 
-log = logging.getLogger("clipkit.train")
+log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):

@@ -30,7 +30,7 @@ from clipkit.train.record import Record
 from clipkit.train.signals import StopSignals
 from clipkit.types import Batch, Gallery
 
-log = logging.getLogger("clipkit.train")
+log = logging.getLogger(__name__)
 
 
 class Loader(Protocol):
