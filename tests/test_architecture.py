@@ -26,7 +26,7 @@ LAYERS = {
     2: {"data", "models", "losses"},
     3: {"tasks", "train", "encoder", "picture"},
     4: {
-        *("ingestion", "info", "leaks", "show", "corpus_export", "pixel_cache", "sample"),
+        *("ingestion", "info", "leaks", "show", "corpus_export", "sample"),
         *("training", "evaluate", "bench", "doctor"),
     },
     5: {"console", "cli", "commands", "__main__"},
