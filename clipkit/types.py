@@ -5,8 +5,8 @@ Shapes: B rows of a batch, H and W pixels, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,8 +55,11 @@ class Tokens:
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
 
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
+        return Tokens(change(self.input_ids), change(self.attention_mask))
+
     def to(self, device: torch.device) -> Tokens:
-        return Tokens(self.input_ids.to(device), self.attention_mask.to(device))
+        return self.map(lambda tensor: tensor.to(device))
 
 
 class Tokenizer(Protocol):
@@ -100,6 +103,20 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The batch with each of its tensors changed."""
+
+        def changed(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        return replace(
+            self,
+            images=changed(self.images),
+            tokens=None if self.tokens is None else self.tokens.map(change),
+            image_features=changed(self.image_features),
+            text_features=changed(self.text_features),
+        )
 
 
 class Gallery(Protocol):

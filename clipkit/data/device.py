@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import torch
 
-from clipkit.types import Batch, Tokens
+from clipkit.types import Batch
 
 
 def a_gpu_is_in_use() -> bool:
@@ -17,16 +16,7 @@ def a_gpu_is_in_use() -> bool:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch's tensors on the device; from pinned memory the copy does not wait for the host."""
-    if device.type == "cpu":
-        return batch
-    tokens = batch.tokens
-    return replace(
-        batch,
-        images=_copy(batch.images, device),
-        tokens=None if tokens is None else Tokens(move(tokens.input_ids, device), move(tokens.attention_mask, device)),
-        image_features=_copy(batch.image_features, device),
-        text_features=_copy(batch.text_features, device),
-    )
+    return batch if device.type == "cpu" else batch.map(lambda tensor: move(tensor, device))
 
 
 def prefetch_to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -53,10 +43,6 @@ def _tensors(batch: Batch) -> list[torch.Tensor]:
     tokens = [] if batch.tokens is None else [batch.tokens.input_ids, batch.tokens.attention_mask]
     others = (batch.images, batch.image_features, batch.text_features)
     return [*tokens, *(tensor for tensor in others if tensor is not None)]
-
-
-def _copy(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if tensor is None else move(tensor, device)
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

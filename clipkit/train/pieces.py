@@ -20,7 +20,7 @@ from torch import nn
 
 from clipkit.train.parallel import Strategy
 from clipkit.train.precision import Precision
-from clipkit.types import Batch, Task, Tokens
+from clipkit.types import Batch, Task
 
 Features = tuple[torch.Tensor, ...]
 Metrics = Mapping[str, torch.Tensor]
@@ -157,21 +157,8 @@ def divide_batch(batch: Batch, num_pieces: int) -> list[Batch]:
 
 
 def _slice(batch: Batch, part: slice) -> Batch:
-    tokens = batch.tokens
-    return replace(
-        batch,
-        rows=batch.rows[part],
-        image_ids=batch.image_ids[part],
-        captions=batch.captions[part],
-        images=_part(batch.images, part),
-        tokens=Tokens(tokens.input_ids[part], tokens.attention_mask[part]) if tokens is not None else None,
-        image_features=_part(batch.image_features, part),
-        text_features=_part(batch.text_features, part),
-    )
-
-
-def _part(tensor: torch.Tensor | None, part: slice) -> torch.Tensor | None:
-    return None if tensor is None else tensor[part]
+    tensors = batch.map(lambda tensor: tensor[part])
+    return replace(tensors, rows=batch.rows[part], image_ids=batch.image_ids[part], captions=batch.captions[part])
 
 
 @contextmanager
