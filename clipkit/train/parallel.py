@@ -95,6 +95,9 @@ class Shards(Replicas):
         self._replicated = [param for param in model.parameters() if not isinstance(param, DTensor)]
 
     def wrap(self, piece: nn.Module) -> nn.Module:
+        for module in piece.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # a frozen one stays gathered, and would not learn that it is unfrozen
         return piece
 
     def synced(self, module: nn.Module, last: bool) -> AbstractContextManager[object]:

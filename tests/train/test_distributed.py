@@ -115,6 +115,18 @@ def test_sharded_parameters_train_alike(sharded: Path, one_process: Path, assert
     assert_alike(sharded, one_process)
 
 
+def test_a_sharded_group_is_unfrozen_at_its_step(
+    tmp_path: Path, config_file: Path, train: Callable[..., Any], assert_alike: Alike
+) -> None:
+    sets = (*SETS, "train.duration=4st", "train.validate_every=null", "train.checkpoint_every=null")
+    sets += ("optim.freeze={image_encoder: 2st}",)
+    train(config_file, *sets, f"run.dir={tmp_path / 'one'}")
+    process = torchrun(2, "--config", config_file, *flags(*sets, "train.strategy=fsdp"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert_alike(tmp_path / "run", tmp_path / "one")
+
+
 @pytest.mark.parametrize(("num_processes", "strategy"), [(2, "fsdp"), (2, "ddp"), (1, "ddp")])
 def test_a_sharded_checkpoint_is_gone_on_from(
     num_processes: int, strategy: str, tmp_path: Path, sharded: Path, one_process: Path, assert_alike: Alike
