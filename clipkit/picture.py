@@ -23,6 +23,8 @@ CAPTION_PX = 300
 FONT_PX = 16
 BACKGROUND, INK, RIGHT, WRONG = "#ffffff", "#222222", "#1a9641", "#cccccc"
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -62,7 +64,7 @@ def save_picture(path: Path, answers: Sequence[Answer]) -> None:
 
 def draw_answers(answers: Sequence[Answer]) -> Image.Image:
     """A row a caption: its text, then the images found; the right one has a green frame."""
-    font = ImageFont.load_default(FONT_PX)
+    font = load_font(FONT_PX)
     num_columns = max(len(answer.found) for answer in answers)
     row_px = THUMBNAIL_PX + GAP_PX
     width = CAPTION_PX + 2 * GAP_PX + num_columns * row_px
@@ -80,6 +82,13 @@ def draw_answers(answers: Sequence[Answer]) -> Image.Image:
     return sheet
 
 
+def load_font(size_px: int) -> Font:
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size_px)  # has more of the world's letters
+    except OSError:
+        return ImageFont.load_default(size_px)
+
+
 def _thumbnail(data: bytes | memoryview) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -89,7 +98,7 @@ def _thumbnail(data: bytes | memoryview) -> Image.Image:
         return Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX), WRONG)
 
 
-def _wrap(text: str, canvas: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+def _wrap(text: str, canvas: ImageDraw.ImageDraw, font: Font) -> list[str]:
     """The text in lines that fit beside the images, the last cut off where there is no room for all."""
     lines = [""]
     for word in text.split():

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from clipkit.errors import DataError
 from clipkit.ingest.image import BadImage, decode_upright
+from clipkit.picture import Font, load_font
 from clipkit.store import Dataset
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".html")
@@ -108,7 +109,7 @@ def _page(entries: Sequence[Entry], title: str) -> str:
 
 
 def _picture(entries: Sequence[Entry], title: str) -> Image.Image:
-    font = _font()
+    font = load_font(FONT_PX)
     num_columns = min(len(entries), max(2, math.ceil(math.sqrt(len(entries) * 1.5))))
     num_rows = math.ceil(len(entries) / num_columns)
     cell_width, cell_height = THUMBNAIL_PX + GAP_PX, THUMBNAIL_PX + TEXT_PX + GAP_PX
@@ -129,16 +130,7 @@ def _picture(entries: Sequence[Entry], title: str) -> Image.Image:
     return sheet
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    try:
-        return ImageFont.truetype("DejaVuSans.ttf", FONT_PX)  # has more of the world's letters
-    except OSError:
-        return ImageFont.load_default(FONT_PX)
-
-
-def _wrap(
-    text: str, canvas: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, num_lines: int
-) -> list[str]:
+def _wrap(text: str, canvas: ImageDraw.ImageDraw, font: Font, num_lines: int) -> list[str]:
     """The text in at most so many lines of a thumbnail's width; an ellipsis stands for what is left out."""
     lines = [""]
     for char in text.replace("\n", " "):

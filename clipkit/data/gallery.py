@@ -31,12 +31,12 @@ class Gallery:
         self._config = config.model_copy(update={"caption": "first"})
         if config.features.text is not None:  # a stored vector a row stands for its captions
             self._captions: list[str] = []
-            self.captions_per_image = np.ones(len(rows), dtype=np.int64)
+            per_image = np.ones(len(rows), dtype=np.int64)
         else:
             captions = dataset.take_captions(self.rows)
             self._captions = [caption for of_image in captions for caption in of_image]
-            self.captions_per_image = np.fromiter(map(len, captions), dtype=np.int64, count=len(captions))
-        self.caption_to_image = np.repeat(np.arange(len(rows), dtype=np.int64), self.captions_per_image)
+            per_image = np.fromiter(map(len, captions), dtype=np.int64, count=len(captions))
+        self.caption_to_image = np.repeat(np.arange(len(rows), dtype=np.int64), per_image)
 
     @property
     def num_images(self) -> int:
@@ -45,11 +45,6 @@ class Gallery:
     @property
     def num_captions(self) -> int:
         return len(self.caption_to_image)
-
-    @property
-    def image_ids(self) -> list[str]:
-        ids: list[str] = self._dataset.take(self.rows, [self._dataset.columns.image_id]).column(0).to_pylist()
-        return ids
 
     def image_batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
         """Images alone; one that cannot be decoded is left black and counted as replaced."""

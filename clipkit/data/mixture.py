@@ -35,9 +35,9 @@ class Turns:
         before = [np.cumsum(self._owners == source) for source in range(len(counts))]
         self._before = np.concatenate([np.zeros((len(counts), 1), dtype=np.int64), np.stack(before)], axis=1)
         later = np.concatenate([self._before, self._before[:, 1:] + self._before[:, -1:]], axis=1)[:, batch_size:]
-        shares = later[:, : period + 1] - self._before  # by source, of a batch that begins anywhere
-        self.largest: list[int] = shares.max(axis=1).tolist()
-        self.are_whole = bool((shares[:, ::batch_size] == shares[:, :1]).all())  # the same in every batch
+        in_a_batch = later[:, : period + 1] - self._before  # by source, of a batch that begins anywhere
+        self.largest: list[int] = in_a_batch.max(axis=1).tolist()
+        self.are_whole = bool((in_a_batch[:, ::batch_size] == in_a_batch[:, :1]).all())  # the same in every batch
 
     def owners(self, start: int, stop: int) -> np.ndarray:
         """The source at each of these places."""

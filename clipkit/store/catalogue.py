@@ -23,12 +23,8 @@ class IdCatalogue:
         self._max_in_memory = max_in_memory
         self._recent: dict[str, int] = {}
         self._database: sqlite3.Connection | None = None
-        self._size = 0
         for image_id in ids:
             self.add(image_id)
-
-    def __len__(self) -> int:
-        return self._size
 
     def __contains__(self, image_id: object) -> bool:
         return isinstance(image_id, str) and self.row(image_id) is not None
@@ -46,7 +42,6 @@ class IdCatalogue:
         if image_id in self:
             return False
         self._recent[image_id] = row
-        self._size += 1
         if len(self._recent) >= self._max_in_memory:
             self._flush()
         return True
