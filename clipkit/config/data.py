@@ -67,7 +67,7 @@ Augment = Annotated[NoAugment | RandomResizedCrop | RandomCrop, Field(discrimina
 
 class BlockShuffle(Section):
     block: Count
-    """Rows a block: neighbours are read together and blocks are mixed (for object stores)."""
+    """Rows in a block: neighbours are read together and blocks are mixed (for object stores)."""
 
 
 Shuffle = Annotated[Annotated[bool, Tag("plain")] | Annotated[BlockShuffle, Tag("section")], Discriminator(is_section)]
@@ -86,7 +86,7 @@ class HardNegatives(Section):
     column: str
     """An embedding column; rows whose embeddings are near each other share a batch."""
     group_size: Count = 4
-    """Rows a group; a batch is made of whole groups."""
+    """Rows in a group; a batch is made of whole groups."""
 
 
 class Features(Section):
@@ -124,7 +124,7 @@ class DataConfig(Section):
     caption: Literal["random", "longest", "first", "each"] = "random"
     """Which caption of an image a sample takes; `each` makes a sample of every caption."""
     augment: Augment = NoAugment()
-    """What training does to an image; validation only resizes."""
+    """What training does to an image; validation resizes, and with `random_crop` takes the square in the middle."""
     max_tokens: Count = 32
     """Longer captions are cut; their share is reported."""
     padding: Literal["longest", "max"] = "longest"
@@ -149,7 +149,7 @@ class DataConfig(Section):
     """`scaled` decodes a JPEG at a half, quarter or eighth where that is still as large as what is needed; `full` comes
     closest to Pillow's pixels, and is slower: it decodes all of it, and averages whatever shrinks."""
     workers: CountOrZero | None = None
-    """Decoding threads; one for each usable core when left out."""
+    """How many threads, or processes, decode; one for each usable core when left out."""
     worker_kind: Literal["threads", "processes"] = "threads"
     """Decode in threads of this process, or in processes of their own."""
     prefetch: Count = 4

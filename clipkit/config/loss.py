@@ -25,7 +25,7 @@ class InfoNCE(Section):
     learn_temperature: bool = True
     """Train the temperature with the model."""
     min_temperature: Positive = 0.01
-    """A learned temperature is kept from falling below."""
+    """A learned temperature does not fall below it."""
     label_smoothing: BelowOne = 0.0
     """The share of the target that is spread over the whole batch."""
 
@@ -42,7 +42,7 @@ class Sigmoid(Section):
     learn_temperature: bool = True
     """Train the temperature and the bias with the model."""
     min_temperature: Positive = 0.005
-    """A learned temperature is kept from falling below."""
+    """A learned temperature does not fall below it."""
 
     _check = model_validator(mode="after")(_starts_in_its_bounds)
 

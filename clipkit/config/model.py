@@ -53,7 +53,7 @@ class TextArchitecture(Section):
     intermediate_size: Count | None = None
     """Width of the feed-forward layers; four times `hidden_size` when left out."""
     dropout: BelowOne = 0.1
-    """Of the layers' outputs and of attention."""
+    """Dropout of the layers' outputs and of attention."""
     initializer_range: Positive = 0.02
     """Standard deviation of the initial weights and token embeddings."""
     lowercase: bool = True

@@ -65,8 +65,8 @@ class OptimConfig(Section):
     eps: Positive = 1e-6
     """Added to the denominator of the update."""
     groups: dict[str, Group] = Field(default_factory=_default_groups)
-    """Rates a group of parameters: image_encoder, text_encoder, heads, temperature (the heads' rate when left
-    out), or names of your own with `params`. Every parameter must be in one."""
+    """Learning rate and weight decay of each group of parameters: image_encoder, text_encoder, heads, temperature
+    (the heads' rate when left out), or names of your own with `params`. Every parameter must be in one."""
     schedule: Schedule = Schedule()
     """How learning rates change over the run."""
     clip_grad_norm: Positive | None = 1.0

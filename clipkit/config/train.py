@@ -32,7 +32,7 @@ class Guards(Section):
     rollback_lr_factor: Share = 1.0
     """Learning rates are multiplied by this after a rollback."""
     max_rollbacks: Count = 3
-    """After so many the run stops."""
+    """Rollbacks after which the next trouble stops the run."""
     alarms: bool = True
     """Warn of collapse, clamped temperature, loss at chance, jumps of the gradient and waiting for data."""
 
@@ -47,13 +47,13 @@ class TrainConfig(Section):
     accumulate: Count = 1
     """Pieces that a batch is worked off in, each with its own negatives; `chunk_size` keeps them all."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of the arithmetic; auto takes bf16 where the device is fast at it. Weights stay fp32."""
+    """Number format of the arithmetic; auto takes bf16 where the device is fast at it. Weights stay fp32."""
     grad_scaler: bool = True
     """Scale the loss under fp16."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     threads: Count | None = None
-    """Compute threads; `OMP_NUM_THREADS` or every usable core when left out."""
+    """Compute threads; `OMP_NUM_THREADS`, or the usable cores shared by a machine's ranks, when left out."""
     checkpoint_every: Duration | None = "1ep"
     """How often a checkpoint is written; null writes only the last."""
     validate_every: Duration | None = "1ep"
@@ -69,11 +69,11 @@ class TrainConfig(Section):
     ema: Ema | None = None
     """Keep a moving average of the weights."""
     compile: bool = False
-    """Compile the model with torch.compile: minutes at the start, faster steps after."""
+    """Compile the model with torch.compile: minutes at the start; `clipkit bench step` tells if steps are faster."""
     deterministic: bool = True
     """Deterministic kernels where they exist."""
     log_norms_every: Count | None = None
-    """Log gradient and weight norms a group every so many steps."""
+    """Log the gradient and weight norms of each group every so many steps."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """On several devices: a replica on each, or parameters and optimizer sharded (FSDP2)."""
     timeout_s: Positive = 600.0
