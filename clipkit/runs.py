@@ -205,6 +205,17 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+def numbers_by_path(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """A line's numbers, or a validation's, by the path that they are named by: `text_to_image/recall@1`."""
+    numbers: dict[str, float] = {}
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            numbers |= numbers_by_path(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[prefix + name] = float(value)
+    return numbers
+
+
 def _as_json(facts: Mapping[str, Any]) -> str:
     return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
 

@@ -47,12 +47,12 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         output = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        hidden_BTH = output.last_hidden_state
+        hidden_BTH: torch.Tensor = output.last_hidden_state
         if self.pooling == "cls":
-            return hidden_BTH[:, 0]  # type: ignore[no-any-return]
+            return hidden_BTH[:, 0]
         mask_BT1 = tokens.attention_mask.unsqueeze(-1).to(hidden_BTH.dtype)
         sum_BH = (hidden_BTH * mask_BT1).sum(1, dtype=torch.promote_types(hidden_BTH.dtype, torch.float32))
-        return sum_BH / tokens.attention_mask.sum(1, keepdim=True).clamp(min=1)  # type: ignore[no-any-return]
+        return sum_BH / tokens.attention_mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def build_text_encoder(

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from clipkit.config import EarlyStopping, Guards, TrainConfig
+from clipkit.data.device import a_gpu_is_in_use
 from clipkit.errors import TrainingError
+from clipkit.runs import numbers_by_path
 from clipkit.train.meter import wait_share
 from clipkit.train.readings import Reading
 from clipkit.types import Task
@@ -180,20 +182,9 @@ def find_metric(metrics: Mapping[str, Any], path: str) -> float:
     for name in path.split("/"):
         value = value.get(name) if isinstance(value, Mapping) else None
     if not isinstance(value, int | float):
-        names = ", ".join(f"`{name}`" for name in flat(metrics))
+        names = ", ".join(f"`{name}`" for name in numbers_by_path(metrics))
         raise TrainingError(f"`train.best: {path}` is no number of a validation", f"there are {names}")
     return float(value)
-
-
-def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """A validation's numbers by their paths."""
-    numbers: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            numbers |= flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            numbers[prefix + name] = float(value)
-    return numbers
 
 
 @contextmanager
@@ -213,7 +204,7 @@ def out_of_memory_explained(config: TrainConfig, step: int, *, world: int = 1) -
 
 
 def _memory_used() -> str:
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if not a_gpu_is_in_use():
         return ""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return f" (at most {torch.cuda.max_memory_allocated() / 1e9:.1f} of its {total / 1e9:.1f} GB)"

@@ -21,10 +21,10 @@ STATUS_EVERY_S = 5.0
 
 
 class Record:
-    """Writes nothing: for ranks other than 0, which know the run folder, and for dry runs, which have none."""
+    """Knows the run folder and writes nothing: for ranks other than 0."""
 
-    def __init__(self, run: Run | None = None) -> None:
-        self._folder = run
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
     def write(self, line: Mapping[str, Any]) -> None:
         """A line of `metrics.jsonl`."""
@@ -34,7 +34,7 @@ class Record:
 
     def last_good(self, *, before: float = math.inf) -> Path | None:
         """The newest checkpoint (before a step) that is whole."""
-        return self._folder.newest_checkpoint(before=before) if self._folder is not None else None
+        return self._run.newest_checkpoint(before=before)
 
     def fix_total(self, total_steps: int) -> None:
         """Remember how many steps a run in minutes has."""
@@ -58,7 +58,6 @@ class RunRecord(Record):
     ) -> None:
         """`facts` go into the `meta.json` of every checkpoint."""
         super().__init__(run)
-        self._run = run
         self._metrics = metrics
         self._writer = writer
         self._facts = facts

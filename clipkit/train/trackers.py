@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from clipkit.errors import MissingExtra
-from clipkit.runs import METRICS, Run
+from clipkit.runs import METRICS, Run, numbers_by_path
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ class MetricsLog:
         self._path = run.folder / METRICS
         self._file = self._path.open("ab")
         self._trackers = list(trackers)
-        self._told = {name: int(line["step"]) for line in cut for name, _ in _scalars(line)}
+        self._told = {name: int(line["step"]) for line in cut for name in _scalars(line)}
         self._failed = False
 
     def write(self, line: Mapping[str, Any]) -> None:
         self._append(json.dumps(_finite(line), ensure_ascii=False).encode() + b"\n")
-        step, scalars = int(line["step"]), dict(_scalars(line))
+        step, scalars = int(line["step"]), _scalars(line)
         new = {name: value for name, value in scalars.items() if step > self._told.get(name, 0)}
         for tracker in tuple(self._trackers):
             if told := scalars if tracker.rewinds else new:
@@ -162,13 +162,8 @@ def _load(package: str) -> ModuleType:
         raise MissingExtra(package, package, f"the tracker `{package}`") from None
 
 
-def _scalars(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a line with their path as name: `text_to_image/recall@1`."""
-    for name, value in line.items():
-        if isinstance(value, Mapping):
-            yield from _scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
-            yield prefix + name, float(value)
+def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in numbers_by_path(line).items() if name != "step"}
 
 
 def _finite(value: Any) -> Any:

@@ -18,10 +18,10 @@ import torch
 from clipkit.config import TrainConfig
 from clipkit.data.device import prefetch_to_device
 from clipkit.errors import TrainingError
-from clipkit.runs import read_meta
+from clipkit.runs import numbers_by_path, read_meta
 from clipkit.train.checkpoint import Snapshot
 from clipkit.train.engine import Engine
-from clipkit.train.guards import WINDOW, Alarms, Best, NonFinite, find_metric, flat, out_of_memory_explained
+from clipkit.train.guards import WINDOW, Alarms, Best, NonFinite, find_metric, out_of_memory_explained
 from clipkit.train.meter import Meter, wait_share
 from clipkit.train.parallel import lost_ranks_named
 from clipkit.train.plan import MEASURED_STEPS, steps_in_minutes
@@ -172,7 +172,7 @@ class Trainer:
         self.progress.validation(line)
         self.best.look(self.step, find_metric(self.metrics, self.config.best))
         if self.config.guards.alarms and self.step >= WINDOW:
-            numbers = {path.rpartition("/")[2]: value for path, value in flat(result).items()}
+            numbers = {path.rpartition("/")[2]: value for path, value in numbers_by_path(result).items()}
             found = self.engine.task.alarms(numbers, batch_size=self.plan.batch_size)
             self._give_alarms(self.step, self.alarms.due(self.step, found))
 

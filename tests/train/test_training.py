@@ -270,7 +270,7 @@ def test_a_group_is_unfrozen_at_its_step(tmp_path: Path, config_file: Path, trai
 
 
 def test_norms_a_group_are_logged(tmp_path: Path, config_file: Path, train: Train) -> None:
-    train(config_file, *SHORT, "train.log_norms_every=2st".replace("st", ""))
+    train(config_file, *SHORT, "train.log_norms_every=2")
     lines = lines_with(tmp_path / "run", "norms")
     assert [line["step"] for line in lines] == [2]
     assert lines[0]["norms"]["weight"].keys() == lines[0]["norms"]["gradient"].keys()
