@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 from huggingface_hub import constants, get_session
 
@@ -16,13 +17,14 @@ OFFLINE_TEXT_HINT = (
 
 
 @contextmanager
-def one_attempt() -> Iterator[None]:
-    """Let the hub's libraries work from their cache alone where the hub does not answer.
+def one_attempt(name: str) -> Iterator[None]:
+    """Let the hub's libraries load this model from their cache alone where the hub does not answer.
 
-    Left to themselves they try each file six times, which takes from half a minute to several.
+    Left to themselves they try each file six times, which takes from half a minute to several. A local folder needs
+    no hub, and so none is asked.
     """
     was_offline = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = was_offline or not _is_reachable()
+    constants.HF_HUB_OFFLINE = was_offline or not (Path(name).is_dir() or _is_reachable())
     try:
         yield
     finally:

@@ -125,11 +125,8 @@ def load_tokenizer(source: str | Path, *, max_tokens: int, padding: Padding) -> 
     if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
         raise ModelError(f"there is no tokenizer folder `{name}`", hub.OFFLINE_TEXT_HINT)
     try:
-        if Path(name).is_dir():
+        with hub.one_attempt(name):
             library = AutoTokenizer.from_pretrained(name)
-        else:
-            with hub.one_attempt():
-                library = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the library raises OSError, ValueError, KeyError … for what it cannot use
         raise ModelError(
             f"the tokenizer of `{name}` cannot be loaded: {first_line(error)}", hub.OFFLINE_TEXT_HINT

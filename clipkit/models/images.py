@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
             own = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
             return f"{FOLDER}{name}", own["architecture"], own.get("model_args", {})
         if name.startswith(HUB):
-            with hub.one_attempt():
+            with hub.one_attempt(name):
                 _, architecture, args = load_model_config_from_hf(name.removeprefix(HUB))
             return name, architecture, args
     except (OSError, ValueError, KeyError) as error:
@@ -83,11 +84,11 @@ def _options(config: TimmImage, *, name: str, image_size: int) -> dict[str, Any]
 
 
 def _create(name: str, *, pretrained: bool, options: dict[str, Any]) -> Any:
+    has_weights = name.startswith(FOLDER) or "pretrained_cfg_overlay" in options
+    asks_hub = name.startswith(HUB) or (pretrained and not has_weights)
     try:
-        if pretrained or name.startswith(HUB):
-            with hub.one_attempt():
-                return timm.create_model(name, pretrained=pretrained, **options)
-        return timm.create_model(name, pretrained=False, **options)
+        with hub.one_attempt(name) if asks_hub else nullcontext():
+            return timm.create_model(name, pretrained=pretrained, **options)
     except OSError as error:
         raise ModelError(
             f"the weights of the image encoder `{name}` cannot be had: {first_line(error)}", OFFLINE_HINT

@@ -103,9 +103,7 @@ def _from_name(name: str, *, pretrained: bool) -> Any:
     transformers.utils.logging.set_verbosity_error()  # what it would report of missing weights is checked below
     transformers.utils.logging.disable_progress_bar()
     try:
-        if Path(name).is_dir():
-            return _load(name, pretrained=pretrained)
-        with hub.one_attempt():
+        with hub.one_attempt(name):
             return _load(name, pretrained=pretrained)
     except ModelError:
         raise
