@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from clipkit.config import OptimConfig, TrainConfig
+from clipkit.errors import ConfigError
 from clipkit.train.checkpoint import check_fits, copy_to_cpu, read_train_state, read_weights
 from clipkit.train.ema import WeightAverage
 from clipkit.train.guards import out_of_memory_explained
@@ -56,6 +57,8 @@ class Engine:
         self.groups = assign_groups(self.model.named_parameters(), optim)
         self.optimizer = build_optimizer(self.groups, optim)
         freeze_groups(self.groups, plan.frozen(0))
+        if not any(param.requires_grad for param in self.model.parameters()):
+            raise ConfigError("`optim.freeze` leaves nothing to train", "leave a group out of it")
         self.average = WeightAverage(self.model, train.ema) if train.ema else None
         self._gradient = GradientMaker(
             task,

@@ -269,6 +269,12 @@ def test_a_group_is_unfrozen_at_its_step(tmp_path: Path, config_file: Path, trai
     assert trained == [False, False, True, True]
 
 
+def test_a_run_that_trains_nothing_is_an_error(config_file: Path) -> None:
+    everything = "optim.freeze={image_encoder: 2st, text_encoder: 2st, heads: 2st, temperature: 2st}"
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        training.dry_run(open_session(config_file, [everything]))
+
+
 def test_norms_a_group_are_logged(tmp_path: Path, config_file: Path, train: Train) -> None:
     train(config_file, *SHORT, "train.log_norms_every=2")
     lines = lines_with(tmp_path / "run", "norms")
