@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import resource
@@ -11,32 +12,28 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
-from clipkit.config import Config, DataConfig, FeatureText, TransformersText
+from clipkit.config import DataConfig
 from clipkit.data.corpus import open_corpora
-from clipkit.data.decode import choose_divisor, decode, decode_with_opencv, fastest_decoder
+from clipkit.data.decode import JpegDecoder, choose_divisor, decode, decode_with_opencv, fastest_decoder
 from clipkit.data.device import prefetch_to_device
 from clipkit.data.loader import Loader, build_loader
-from clipkit.data.pixels import cache_column
-from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
 from clipkit.data.transforms import resize
 from clipkit.hardware import usable_cores
 from clipkit.ingest.header import BadImage, parse_header
-from clipkit.store import Dataset
-from clipkit.types import Batch, ImageSpec
+from clipkit.types import Batch, ImageSpec, Tokenizer
 
+SEED = 0
 ROUNDS = 5
 LOADER_ROUNDS = 15  # other users of the machine come and go in seconds: many short turns see as much of them each
 CEILING_BYTES = 64_000_000  # of images in memory; more would count as the loader's
 CEILING_IMAGES = 4096
-TOKENIZER_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +51,6 @@ class LoaderReport:
     decoder: str
     advice: list[str] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
@@ -66,24 +60,19 @@ class StepReport:
     batch_size: int
     device: str
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-def bench_loader(
-    config: DataConfig, *, tokenizer: FastTokenizer | None, batch_size: int, seconds: float, seed: int = 0
-) -> LoaderReport:
+def bench_loader(config: DataConfig, *, tokenizer: Tokenizer | None, batch_size: int, seconds: float) -> LoaderReport:
     """Measure loader and ceiling in turns for about so many seconds each, and report medians."""
     spec = ImageSpec(config.image_size)
     started = time.perf_counter()
-    loader = build_loader(config, spec=spec, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
+    loader = build_loader(config, spec=spec, tokenizer=tokenizer, batch_size=batch_size, seed=SEED)
     with closing(loader):
         with closing(loader.iterate()) as batches:
             next(batches)
             first_batch_s = time.perf_counter() - started
         _loader_speed(loader, seconds / ROUNDS)  # what is kept in memory has come there
         peak_rss_mb = _peak_rss_mb()  # before the ceiling's images take memory too
-        ceiling = None if config.features.image else _make_ceiling(config, seed=seed)
+        ceiling = None if config.features.image else _make_ceiling(loader, config)
         speeds, ceilings = [], []
         for _ in range(LOADER_ROUNDS):
             speeds.append(_loader_speed(loader, seconds / LOADER_ROUNDS))
@@ -104,33 +93,6 @@ def bench_loader(
         workers=usable_cores() if config.workers is None else config.workers,
         decoder=_decoder_name(config),
         advice=_advise(config, stages_ms, stats.image_mb_an_epoch, images_per_s, ceiling_per_s),
-    )
-
-
-def make_tokenizer(config: Config) -> FastTokenizer | None:
-    """The tokenizer that training by this config would use."""
-    text, data = config.model.text, config.data
-    if isinstance(text, FeatureText):
-        return None
-    if (source := text.tokenizer or text.name) is not None:
-        return load_tokenizer(source, max_tokens=data.max_tokens, padding=data.padding)
-    return _trained_tokenizer(text, data)
-
-
-def _trained_tokenizer(text: TransformersText, data: DataConfig) -> FastTokenizer:
-    assert text.architecture is not None
-    captions = [
-        caption
-        for corpus in open_corpora(data, seed=0)
-        for of_row in corpus.dataset.take_captions(corpus.rows[:TOKENIZER_ROWS])
-        for caption in of_row
-    ]
-    return train_tokenizer(
-        captions,
-        vocab_size=text.architecture.vocab_size,
-        lowercase=text.architecture.lowercase,
-        max_tokens=data.max_tokens,
-        padding=data.padding,
     )
 
 
@@ -190,12 +152,13 @@ def _loader_speed(loader: Loader, seconds: float) -> float:
     raise AssertionError("an endless loader ended")
 
 
-def _make_ceiling(config: DataConfig, *, seed: int) -> Callable[[float], float]:
-    """A function that measures images a second of the fastest decoder and a resize alone, with nothing else to do."""
-    corpus = open_corpora(config, seed=seed)[0]
-    rows = corpus.rows[np.random.default_rng(seed).permutation(len(corpus.rows))[:CEILING_IMAGES]]
+def _make_ceiling(loader: Loader, config: DataConfig) -> Callable[[float], float]:
+    """A function that measures images a second of the fastest decoder and a resize alone, with nothing else to do.
+
+    Of the images that the loader's batches have: those of several sources in their proportions.
+    """
+    work = ceiling_work(loader, config)
     size_px, num_threads, exact = config.image_size, usable_cores(), config.decode == "full" and not config.cache
-    work = _cached_work(corpus.dataset, rows, config) if config.cache else _encoded_work(corpus.dataset, rows, config)
     out = np.empty((num_threads, size_px, size_px, 3), np.uint8)
     cv2.setNumThreads(1)
 
@@ -220,37 +183,32 @@ def _make_ceiling(config: DataConfig, *, seed: int) -> Callable[[float], float]:
     return measure
 
 
-def _encoded_work(dataset: Dataset, rows: np.ndarray, config: DataConfig) -> list[Callable[[], np.ndarray]]:
-    """For each image that can be decoded the call that does it, its header read beforehand."""
+def ceiling_work(loader: Loader, config: DataConfig) -> list[Callable[[], np.ndarray]]:
+    """For images of the first batches the call that gives their pixels; the headers are read beforehand."""
     jpeg = fastest_decoder()
     work: list[Callable[[], np.ndarray]] = []
     num_bytes = 0
-    for start in range(0, len(rows), 256):
-        for data in dataset.take_images(rows[start : start + 256]):
-            try:
-                info = parse_header(data)
-                divisor = choose_divisor(info.width, info.height, config.image_size) if config.decode == "scaled" else 1
-                call = partial(decode, memoryview(bytes(data)), info, divisor=divisor, jpeg=jpeg)
-                call()
-            except BadImage:
-                continue
-            work.append(call)
-            num_bytes += len(data)
-        if num_bytes > CEILING_BYTES:
+    sources = itertools.chain.from_iterable(map(loader.sources, range(loader.steps_per_epoch)))
+    for source in sources:
+        if isinstance(source, np.ndarray):
+            work.append(partial(source.reshape, config.cache, config.cache, 3))
+            num_bytes += source.nbytes
+        elif source is not None:
+            with contextlib.suppress(BadImage):
+                work.append(_decoding(source, config, jpeg))
+                num_bytes += source.nbytes
+        if num_bytes > CEILING_BYTES or len(work) == CEILING_IMAGES:
             break
     return work
 
 
-def _cached_work(dataset: Dataset, rows: np.ndarray, config: DataConfig) -> list[Callable[[], np.ndarray]]:
-    assert config.cache is not None
-    side = config.cache
-    rows = rows[: CEILING_BYTES // (side * side * 3)]
-    pixels = [image for image in dataset.take_pixels(rows, cache_column(side)) if image is not None]
-    return [_give(image.reshape(side, side, 3)) for image in pixels]
-
-
-def _give(image: np.ndarray) -> Callable[[], np.ndarray]:
-    return lambda: image
+def _decoding(data: memoryview, config: DataConfig, jpeg: JpegDecoder) -> Callable[[], np.ndarray]:
+    """The call that decodes an image, which has once come to its end."""
+    info = parse_header(data)
+    divisor = choose_divisor(info.width, info.height, config.image_size) if config.decode == "scaled" else 1
+    call = partial(decode, memoryview(bytes(data)), info, divisor=divisor, jpeg=jpeg)
+    call()
+    return call
 
 
 def _decoder_name(config: DataConfig) -> str:

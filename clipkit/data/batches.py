@@ -132,6 +132,10 @@ class BatchMaker:
         work.whole = whole
         return work
 
+    def sources(self, step: int) -> Sequence[Source]:
+        """What the images of a step, on all ranks, are made from; not timed."""
+        return self._gather(step, 0, order.draw(self.order, step)).sources
+
     def make_samples(self, drawn: Draw) -> Batch:
         """A batch of these very samples, by the calling thread."""
         work = self._read(0, 0, drawn)

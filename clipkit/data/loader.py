@@ -15,6 +15,7 @@ from clipkit.data.corpus import open_corpora
 from clipkit.data.order import WHOLE, Share
 from clipkit.data.orders import build_order
 from clipkit.data.pipeline import ThreadPipeline
+from clipkit.data.pixels import Source
 from clipkit.data.processes import ProcessPipeline
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
@@ -82,6 +83,10 @@ class Loader:
                 yield batch
         finally:
             pipeline.close()
+
+    def sources(self, step: int) -> Sequence[Source]:
+        """What the step's images are made from: encoded images, or cached pixels."""
+        return self._maker.sources(step)
 
     def stats(self) -> LoaderStats:
         image_bytes = sum(corpus.image_bytes_an_epoch for corpus in self._maker.corpora)

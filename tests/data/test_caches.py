@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from clipkit.bench import ceiling_work
 from clipkit.config import DataConfig
 from clipkit.data.caches import fill_missing
 from clipkit.data.loader import build_loader
@@ -114,6 +115,15 @@ def test_bench_of_what_is_no_jpeg_or_hardly_anything(
     done = run_cli("bench", "loader", "--dataset", path, "--batch-size", 1, "--seconds", 0.2, "--json", timeout_s=100)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ceiling_images_per_s"] > 0
+
+
+def test_bench_takes_the_ceiling_of_all_sources(write_dataset: Any, jpeg: Callable[..., bytes]) -> None:
+    small, large = (write_dataset([jpeg(px, px, seed=i) for i in range(20)]) for px in (16, 24))
+    sources = [{"dataset": small, "weight": 3}, {"dataset": large}]
+    config = DataConfig.model_validate({"sources": sources, "image_size": 16})
+    with closing(build_loader(config, spec=ImageSpec(16), tokenizer=None, batch_size=8, seed=0)) as loader:
+        work = ceiling_work(loader, config)
+    assert sorted(call().shape[0] for call in work) == [16] * 30 + [24] * 10
 
 
 def test_bench_needs_one_source(run_cli: Any) -> None:
