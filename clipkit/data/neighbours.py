@@ -15,7 +15,7 @@ def group_neighbours(vectors: np.ndarray, *, group_size: int, seed: int) -> tupl
     Rows are first parted along random directions into regions of at most `LEAF`, then, within a region, each row
     that is still free takes its nearest free ones. vectors: (N, D), any scale; compared by cosine.
     """
-    vectors = vectors.astype(np.float32)
+    vectors = np.nan_to_num(vectors.astype(np.float32), posinf=0.0, neginf=0.0)  # a NaN is near nothing
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     members: list[int] = []
     sizes: list[int] = []

@@ -21,6 +21,7 @@ from clipkit.config import DataConfig
 from clipkit.data.corpus import Corpus
 from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
+from clipkit.data.neighbours import group_neighbours
 from clipkit.data.order import Share
 from clipkit.data.tokenizer import train_tokenizer
 from clipkit.errors import ConfigError, DataError
@@ -211,6 +212,15 @@ def test_near_neighbours_share_a_batch(write_dataset: Any, jpeg: Jpeg) -> None:
     for batch in batches_of(loader_of(path, hard_negatives=hard, batch_size=8), stop=10):
         clusters = batch.rows // 4
         assert sorted(np.unique(clusters, return_counts=True)[1].tolist()) == [4, 4]
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_a_row_whose_vector_is_near_nothing_comes_once(value: float) -> None:
+    vectors = np.random.default_rng(0).normal(size=(50, 8))
+    vectors[[3, 4, 5, 20, 21, 40]] = value
+    members, sizes = group_neighbours(vectors.astype(np.float16), group_size=4, seed=0)
+    assert sorted(members.tolist()) == list(range(50))
+    assert sizes.sum() == 50
 
 
 def test_stored_features_take_the_place_of_pixels(write_dataset: Any) -> None:
