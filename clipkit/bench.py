@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from clipkit.config import DataConfig
-from clipkit.data.corpus import open_corpora
 from clipkit.data.decode import JpegDecoder, choose_divisor, decode, decode_with_opencv, fastest_decoder
 from clipkit.data.device import prefetch_to_device
 from clipkit.data.loader import Loader, build_loader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from clipkit import console
 
 if TYPE_CHECKING:
     from clipkit.config import DataConfig
-    from clipkit.data.tokenizer import FastTokenizer
+    from clipkit.types import Tokenizer
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A training config, a YAML file.")]
 SetOption = Annotated[
@@ -51,9 +52,9 @@ def loader(
 
     report = bench_loader(data, tokenizer=named, batch_size=batch_size or size, seconds=seconds)
     if as_json:
-        console.print_json(report.as_dict())
+        console.print_json(asdict(report))
         return
-    console.print_result(_loader_text(report.as_dict()))
+    console.print_result(_loader_text(asdict(report)))
 
 
 def step(
@@ -85,7 +86,7 @@ def step(
         finally:
             parts.loader.close()
     if as_json:
-        console.print_json(report.as_dict())
+        console.print_json(asdict(report))
         return
     console.print_result(
         f"{report.samples_per_s:,.0f} samples a second with real data, {report.synthetic_samples_per_s:,.0f} without "
@@ -93,19 +94,21 @@ def step(
     )
 
 
-def _from_config(path: Path, sets: list[str], tokenizer: str | None) -> tuple[DataConfig, FastTokenizer | None, int]:
-    from clipkit.config_file import load_config
+def _from_config(path: Path, sets: list[str], tokenizer: str | None) -> tuple[DataConfig, Tokenizer | None, int]:
+    from clipkit.train.session import open_session
 
-    config = load_config(path, sets)
+    session = open_session(path, sets)
+    data = session.config.data
 
-    from clipkit.bench import make_tokenizer
+    from clipkit.train.inputs import make_tokenizer, open_datasets
 
-    return config.data, _named(config.data, tokenizer) or make_tokenizer(config), config.train.batch_size
+    named = _named(data, tokenizer) or make_tokenizer(session, open_datasets(session.config, {}))
+    return data, named, session.config.train.batch_size
 
 
 def _from_dataset(
     dataset: str, image_size: int, tokenizer: str | None, sets: list[str]
-) -> tuple[DataConfig, FastTokenizer | None, int]:
+) -> tuple[DataConfig, Tokenizer | None, int]:
     from clipkit.config import DataConfig
 
     if sets:
@@ -114,7 +117,7 @@ def _from_dataset(
     return data, _named(data, tokenizer), 64
 
 
-def _named(data: DataConfig, tokenizer: str | None) -> FastTokenizer | None:
+def _named(data: DataConfig, tokenizer: str | None) -> Tokenizer | None:
     if tokenizer is None:
         return None
     from clipkit.data.tokenizer import load_tokenizer
