@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from clipkit.config import Config, Conflicts
 from clipkit.config_reference import kind_of, list_keys, section_at, sections_of
-from clipkit.yaml_source import Document, KeyPath, dotted
+from clipkit.yaml_source import AFTER_THE_FILE, Document, KeyPath, dotted
 
 MAX_ROUNDS = 5
 EXPECTED = {
@@ -116,6 +116,9 @@ class _Finding:
             self._remove(tuple(parent))
 
     def _unknown_key(self) -> None:
+        if self._is_left_of_another_kind():
+            self.document.remove(self.path)
+            return
         guess = _closest_key(self.path, self.document)
         self.document.report(self.path, "unknown key" + _suggest_key(self.path, guess, self.document))
         section = self.path[:-1]
@@ -123,6 +126,11 @@ class _Finding:
             self.document.rename(self.path, guess)
         else:
             self.document.remove(self.path)
+
+    def _is_left_of_another_kind(self) -> bool:
+        """Whether the file has the key for the `kind` that it gives, and `--set` asks for another."""
+        kind_line, own_line = (self.document.origin((*self.path[:-1], key)).line for key in ("kind", self.path[-1]))
+        return own_line < AFTER_THE_FILE <= kind_line and _is_of_another_kind(self.path, self.document.values)
 
     def _unknown_kind(self) -> None:
         parent = section_at(self.path[:-1], self.document.values)
@@ -209,6 +217,13 @@ def _closest_key(path: KeyPath, document: Document) -> str | None:
     return _closest(str(path[-1]), list(section.model_fields))
 
 
+def _is_of_another_kind(path: KeyPath, values: Any) -> bool:
+    """Whether an unknown key is known all the same: to another kind of its section."""
+    parent = section_at(path[:-2], values) if len(path) > 1 else None
+    field = parent.model_fields.get(str(path[-2])) if parent else None
+    return field is not None and any(path[-1] in kind.model_fields for kind in sections_of(field.annotation))
+
+
 def _same_name_elsewhere(path: KeyPath) -> list[str]:
     """Keys of this very name in other sections, where they are few."""
     found = sorted({key.path for key in list_keys() if key.path.rpartition(".")[2] == path[-1]})
@@ -217,6 +232,8 @@ def _same_name_elsewhere(path: KeyPath) -> list[str]:
 
 def _suggest_key(path: KeyPath, guess: str | None, document: Document) -> str:
     """What follows `unknown key`: the same key elsewhere, a key of this section, or the keys there are."""
+    if _is_of_another_kind(path, document.values):
+        return "; another `kind` has it"
     if elsewhere := _same_name_elsewhere(path):
         return "; it stands elsewhere: " + ", ".join(f"`{other}`" for other in elsewhere)
     if guess:

@@ -117,6 +117,14 @@ class TestSet:
         config = parse(SMALL + "loss: {kind: infonce, temperature: 0.1}", "loss={kind: sigmoid}", "loss.bias=-5")
         assert config.loss == Sigmoid(bias=-5)
 
+    def test_another_kind_leaves_the_keys_of_the_one_before_behind(self) -> None:
+        written_out = dump_config(parse(SMALL + "loss: {kind: infonce, temperature: 0.2, label_smoothing: 0.1}"))
+        config = parse(written_out, "loss.kind=sigmoid", "data.augment={kind: random_resized_crop}")
+        assert config.loss == Sigmoid(temperature=0.2, min_temperature=0.01)
+        assert problems(written_out, "loss.kind=sigmoid", "loss.label_smoothing=0.1") == [
+            "--set loss.label_smoothing: loss.label_smoothing: unknown key; another `kind` has it"
+        ]
+
     @pytest.mark.parametrize(
         ("assignment", "expected"),
         [
@@ -179,7 +187,10 @@ class TestProblems:
             ("loss: {kind: infonec}", "did you mean `infonce`?"),
             ("loss: {temperature: 1}", "x.yaml:6: loss: needs a `kind`: infonce | sigmoid"),
             ("loss: infonce", "x.yaml:6: loss: must be a section with keys, not `infonce`"),
-            ("loss: {kind: identity, temperature: 1}", "x.yaml:6: loss.temperature: unknown key; "),
+            (
+                "loss: {kind: identity, temperature: 1}",
+                "x.yaml:6: loss.temperature: unknown key; another `kind` has it",
+            ),
             ("run: {seed: 1}\nrun: {seed: 2}", "x.yaml:7: run: stands twice, first on line 6"),
             ("optim: {freeze: [head]}", "x.yaml:6: optim.freeze: there is no group `head`"),
             ("optim: {freeze: {heads: 3}}", "x.yaml:6: optim.freeze.heads: `3` is no duration"),
