@@ -224,12 +224,11 @@ class BatchMaker:
         return work
 
     def _replace_failed(self, work: Work) -> None:
-        """Put other rows, chosen by (seed, epoch, row), in the place of those that cannot be used."""
+        """Put other rows in the place of those that cannot be used, the same ones whatever the number of ranks."""
         for place, reason in sorted(work.failed.items()):
             self._report(work, place, reason)
-        taken = np.empty(0, np.int64) if work.whole is None else self._rows_of(work.whole.samples)
         for place in sorted(work.failed):
-            self._stand_in(work, place, taken)
+            self._stand_in(work, place)
         work.num_replaced = len(work.failed)
         if self._tokenizer is not None:
             work.tokens = self._tokenizer(work.texts.captions)
@@ -245,13 +244,13 @@ class BatchMaker:
             self._reported.add(row)
             log.warning("the image `%s` (row %d) cannot be used and is replaced: %s", image_id, row, reason)
 
-    def _stand_in(self, work: Work, place: int, taken: np.ndarray) -> None:
+    def _stand_in(self, work: Work, place: int) -> None:
         if self._seed is None:
             assert work.pixels is not None
             work.pixels[place] = 0
             return
         failed = work.draw.at(np.array([place]))
-        for sample in self._stand_ins(failed, taken).tolist():
+        for sample in self._stand_ins(failed, failed if work.whole is None else work.whole).tolist():
             other = self._gather(work.step, work.epoch, Draw(np.array([sample]), failed.epochs))
             if work.pixels is not None:
                 other.pixels = np.empty((1, self._size_px, self._size_px, 3), np.uint8)
@@ -265,15 +264,19 @@ class BatchMaker:
             "`clipkit ingest --verify` turns images away that cannot be decoded; `data.train` can leave rows out",
         )
 
-    def _stand_ins(self, failed: Draw, taken: np.ndarray) -> np.ndarray:
-        """Samples to try in the place of one that failed, by (seed, epoch, sample): those of rows that are taken last.
+    def _stand_ins(self, failed: Draw, batch: Draw) -> np.ndarray:
+        """Samples to try in the place of one that failed: those of rows that the batch has already last.
 
-        It knows nothing of other stand-ins, which other ranks may choose; but two samples begin with different ones.
+        It knows nothing of other stand-ins, which other ranks may choose; but each place of the batch has samples of
+        its own to try before any others.
         """
         num_samples = int(self._first_sample[-1])
-        shuffle = Permutation(num_samples, seed=self._stand_in_seed, epoch=int(failed.epochs[0]))
-        tried = shuffle((failed.samples + np.arange(min(num_samples, MAX_STAND_INS))) % num_samples)
-        is_taken = np.isin(self._rows_of(tried), taken)
+        first = batch.samples[0] + np.flatnonzero(batch.samples == failed.samples)[0]
+        own = len(batch) * np.arange(min(num_samples // len(batch), MAX_STAND_INS))
+        others = np.arange(min(num_samples, MAX_STAND_INS))
+        shuffle = Permutation(num_samples, seed=self._stand_in_seed, epoch=int(batch.epochs[0]))
+        tried = shuffle((first + np.concatenate([own, others])) % num_samples)
+        is_taken = np.isin(self._rows_of(tried), self._rows_of(batch.samples))
         return np.concatenate([tried[~is_taken], tried[is_taken]])
 
     def _owners_of(self, samples: np.ndarray) -> np.ndarray:

@@ -280,6 +280,12 @@ def test_ranks_replace_a_bad_row_as_one_process_does(damaged_dataset: str) -> No
             assert [row for share in shares for row in share[step].rows] == batch.rows.tolist()
 
 
+def test_stand_ins_of_a_damaged_stretch_differ(write_dataset: Any, jpeg: Jpeg) -> None:
+    path = write_dataset([b"damaged" if 40 <= i < 60 else jpeg(20, 20, seed=i) for i in range(240)])
+    for batch in batches_of(loader_of(path, shuffle=False, batch_size=24), stop=20):
+        assert len({*batch.rows.tolist(), *range(40, 60)}) == 24 + 20
+
+
 def test_a_row_comes_twice_rather_than_that_the_run_stops(damaged_dataset: str) -> None:
     (batch,) = batches_of(loader_of(damaged_dataset, batch_size=40), stop=1)
     assert set(batch.rows.tolist()) == set(range(40)) - {7, 21}
