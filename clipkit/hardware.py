@@ -26,6 +26,14 @@ def usable_cores() -> int:
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
+def let_threads_sleep() -> None:
+    """Compute threads that wait for each other spin for a moment and then sleep: the loader's need the cores too.
+
+    To be called before torch is imported.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+
 def _container_quota() -> float | None:
     """Cores that a Linux control group allows, or None where it sets no limit."""
     try:

@@ -70,6 +70,9 @@ def step(
 
     session = open_session(config, sets or [])
 
+    from clipkit.hardware import let_threads_sleep
+
+    let_threads_sleep()
     from clipkit import training
     from clipkit.bench import bench_step
     from clipkit.train.process import process_group

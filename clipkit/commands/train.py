@@ -53,9 +53,9 @@ def train(
     if trains_here:
         session.check_free()
 
-    # Threads that wait for each other spin for a moment and then sleep: the loader's threads need the cores too.
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    from clipkit.hardware import let_threads_sleep
 
+    let_threads_sleep()
     from clipkit import training
 
     if dry_run:
