@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # imported within a process group, it keeps the group and its threads alive
 from torch import Tensor
 from torch.autograd import Function
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 
@@ -145,3 +146,8 @@ def _pass_on(rows: Tensor, of: Shares, *, num_rows: int, by: int) -> Tensor:
     for work in dist.batch_isend_irecv(list(transfers)):
         work.wait()
     return received
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor put together (every rank must ask for it); any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

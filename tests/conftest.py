@@ -11,6 +11,8 @@ from typing import Protocol
 
 import pytest
 
+pytest_plugins = ["training_runs"]
+
 ROOT = Path(__file__).parent.parent
 # Tests run beside each other: threads of one would only wait for those of another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -57,7 +59,7 @@ def minilm_dir() -> Path:
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample corpus, small: 240 images, 40 of them for testing."""
-    from clipkit.sample import write_shapes
+    from clipkit.workflows.sample import write_shapes
 
     folder = tmp_path_factory.mktemp("shapes") / "corpus"
     write_shapes(folder, num_images=240, seed=0)

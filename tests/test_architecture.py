@@ -18,18 +18,16 @@ PACKAGE = Path(__file__).parent.parent / "clipkit"
 # A unit is a module or a package directly under clipkit. It imports from lower layers, or from itself; the lowest and
 # the highest layer are each one house.
 LAYERS = {
-    0: {
-        *("__init__", "errors", "files", "types", "hardware"),
-        *("config", "config_file", "config_problems", "config_reference", "yaml_source"),
-    },
-    1: {"ingest", "store", "runs", "metrics", "distributed", "hub"},
-    2: {"data", "models", "losses"},
-    3: {"tasks", "train", "encoder", "picture"},
-    4: {
-        *("ingestion", "info", "leaks", "show", "corpus_export", "sample"),
-        *("training", "evaluate", "bench", "doctor"),
-    },
-    5: {"console", "cli", "commands", "__main__"},
+    0: {"__init__", "errors", "files", "types", "hardware", "config"},
+    1: {"distributed", "hub"},
+    2: {"images", "store", "runs", "metrics"},
+    3: {"readers", "losses", "data"},
+    4: {"models"},
+    5: {"evaluators", "train"},
+    6: {"tasks"},
+    7: {"opening"},
+    8: {"workflows"},
+    9: {"console", "cli", "commands", "__main__"},
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 MAX_MODULE_LINES = 350
@@ -97,7 +95,7 @@ def test_a_module_imports_only_from_lower_layers(module: Module) -> None:
     for name, _ in module.imports():
         unit = name.split(".")[1] if "." in name else "__init__"
         own, other = LAYER_OF[module.unit], LAYER_OF[unit]
-        assert other < own or unit == module.unit or own == other in (0, 5), f"{module.name} imports {name}"
+        assert other < own or unit == module.unit or own == other in (0, 9), f"{module.name} imports {name}"
 
 
 def test_there_are_no_cycles() -> None:

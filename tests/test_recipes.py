@@ -18,8 +18,8 @@ from clipkit.data.tokenizer import train_tokenizer
 from clipkit.models import DualEncoder
 from clipkit.store import Dataset
 from clipkit.train.session import open_session
-from clipkit.training import Parts, build_parts
 from clipkit.types import Batch
+from clipkit.workflows.train import Parts, build_parts
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

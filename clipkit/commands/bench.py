@@ -48,7 +48,7 @@ def loader(
     else:
         data, named, size = _from_dataset(str(dataset), image_size, tokenizer, sets or [])
 
-    from clipkit.bench import bench_loader
+    from clipkit.workflows.bench import bench_loader
 
     report = bench_loader(data, tokenizer=named, batch_size=batch_size or size, seconds=seconds)
     if as_json:
@@ -73,9 +73,9 @@ def step(
     from clipkit.hardware import let_threads_sleep
 
     let_threads_sleep()
-    from clipkit import training
-    from clipkit.bench import bench_step
     from clipkit.train.process import process_group
+    from clipkit.workflows import train as training
+    from clipkit.workflows.bench import bench_step
 
     with process_group(session.config.train) as device:
         parts = training.build_parts(session, device)
@@ -103,7 +103,7 @@ def _from_config(path: Path, sets: list[str], tokenizer: str | None) -> tuple[Da
     session = open_session(path, sets)
     data = session.config.data
 
-    from clipkit.train.inputs import make_tokenizer, open_datasets
+    from clipkit.train.data import make_tokenizer, open_datasets
 
     named = _named(data, tokenizer) or make_tokenizer(session, open_datasets(session.config, {}))
     return data, named, session.config.train.batch_size

@@ -22,7 +22,7 @@ def cache(
     """Keep decoded pixels in the dataset, for training at speed."""
     from tqdm import tqdm
 
-    from clipkit.data import caches
+    from clipkit.data import pixel_cache as caches
     from clipkit.store import Dataset
 
     opened = Dataset(dataset)

@@ -10,7 +10,7 @@ import typer
 from clipkit import console
 
 if TYPE_CHECKING:
-    from clipkit.config_reference import Key
+    from clipkit.config.reference import Key
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +33,7 @@ def config(
     if file is None:
         if sets:
             raise typer.BadParameter("needs --config FILE", param_hint="--set")
-        from clipkit.config_reference import list_keys
+        from clipkit.config.reference import list_keys
 
         keys = list_keys()
         if as_json:
@@ -41,7 +41,7 @@ def config(
         else:
             console.print_result("\n".join(_entry(key) for key in keys))
         return
-    from clipkit.config_file import dump_config, load_config
+    from clipkit.config.file import dump_config, load_config
 
     resolved = load_config(file, sets or ())
     if as_json:

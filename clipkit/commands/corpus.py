@@ -29,7 +29,7 @@ def export_corpus(
     """Write images and captions back out in a common format."""
     from tqdm import tqdm
 
-    from clipkit.corpus_export import export_corpus
+    from clipkit.workflows.export_corpus import export_corpus
 
     with tqdm(unit=" rows", desc="exporting", disable=None) as bar:
         rows = export_corpus(

@@ -9,7 +9,7 @@ import typer
 from clipkit import console
 
 if TYPE_CHECKING:
-    from clipkit.doctor import Device, Diagnosis
+    from clipkit.workflows.doctor import Device, Diagnosis
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +20,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the resul
     """Show what is installed, and what there is to compute on."""
     from dataclasses import asdict
 
-    from clipkit.doctor import diagnose
+    from clipkit.workflows.doctor import diagnose
 
     diagnosis = diagnose()
     if as_json:

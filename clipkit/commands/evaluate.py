@@ -40,7 +40,7 @@ def evaluate(
         raise typer.BadParameter(f"`{picture}` must end in {' or '.join(PICTURE_ENDINGS)}", param_hint="--picture")
     from tqdm import tqdm
 
-    from clipkit import evaluate as workflow
+    from clipkit.workflows import evaluate as workflow
 
     with tqdm(desc="encoding", unit=" items", leave=False, disable=None) as bar:
 

@@ -9,8 +9,8 @@ import typer
 from clipkit import console
 
 if TYPE_CHECKING:
-    from clipkit.info import Info, Spread
-    from clipkit.leaks import Leaks
+    from clipkit.workflows.info import Info, Spread
+    from clipkit.workflows.leaks import Leaks
 
 NUM_SHOWN = 10
 
@@ -30,7 +30,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Tell what a dataset holds and where it came from."""
-    from clipkit.info import describe
+    from clipkit.workflows.info import describe
 
     found = describe(dataset, version=version)
     leaked = _find_leaks(dataset, version, found.rows) if leaks else None
@@ -45,7 +45,7 @@ def info(
 def _find_leaks(dataset: str, version: str | None, num_rows: int) -> Leaks:
     from tqdm import tqdm
 
-    from clipkit.leaks import find_leaks
+    from clipkit.workflows.leaks import find_leaks
 
     with tqdm(total=num_rows, unit=" images", desc="comparing", disable=None) as bar:
         return find_leaks(dataset, version=version, progress=lambda number: bar.update(number))

@@ -10,7 +10,7 @@ import typer
 from clipkit import console
 
 if TYPE_CHECKING:
-    from clipkit.ingestion import MaxRejected, Summary
+    from clipkit.workflows.ingest import MaxRejected, Summary
 
 
 def register(app: typer.Typer) -> None:
@@ -105,10 +105,10 @@ def ingest(
 ) -> None:
     """Take images and captions into a Lance dataset. Rows that cannot be used are listed in `rejected.jsonl`."""
     from clipkit.errors import RejectedRows
-    from clipkit.ingest import ReadOptions
-    from clipkit.ingest.fetch import FetchOptions
-    from clipkit.ingest.image import ImageOptions
-    from clipkit.ingestion import IngestOptions, ingest
+    from clipkit.images.codec import ImageOptions
+    from clipkit.readers import ReadOptions
+    from clipkit.readers.fetch import FetchOptions
+    from clipkit.workflows.ingest import IngestOptions, ingest
 
     *sources, out = paths
     if not sources and retry is None:
@@ -165,7 +165,7 @@ def _split_file(text: str) -> tuple[str, Path]:
 
 
 def _max_rejected(text: str | None) -> MaxRejected | None:
-    from clipkit.ingestion import MaxRejected
+    from clipkit.workflows.ingest import MaxRejected
 
     try:
         return None if text is None else MaxRejected.parse(text)

@@ -35,7 +35,7 @@ def shapes(
 
     from tqdm import tqdm
 
-    from clipkit.sample import write_shapes
+    from clipkit.workflows.sample import write_shapes
 
     with tqdm(total=num_images, unit="image", disable=None) as bar:
         pictures = write_shapes(out, num_images=num_images, seed=seed, advance=bar.update)

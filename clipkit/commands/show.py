@@ -30,7 +30,7 @@ def show(
     ] = None,
 ) -> None:
     """Draw images with their captions into a picture or a page."""
-    from clipkit.show import save_sheet
+    from clipkit.workflows.show import save_sheet
 
     shown = save_sheet(dataset, out, num=num, where=where, version=version)
     console.say(f"{shown} images")

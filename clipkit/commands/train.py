@@ -56,7 +56,7 @@ def train(
     from clipkit.hardware import let_threads_sleep
 
     let_threads_sleep()
-    from clipkit import training
+    from clipkit.workflows import train as training
 
     if dry_run:
         result = training.dry_run(session)

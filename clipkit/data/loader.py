@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import cv2
 
 from clipkit.config import DataConfig
-from clipkit.data import order
-from clipkit.data.batches import BatchMaker
-from clipkit.data.corpus import open_corpora
-from clipkit.data.order import WHOLE, Share
-from clipkit.data.orders import build_order
-from clipkit.data.pipeline import ThreadPipeline
-from clipkit.data.pixels import Source
+from clipkit.data.batch_maker import BatchMaker
+from clipkit.data.inputs.pixels import Source
+from clipkit.data.order import base as order
+from clipkit.data.order.base import WHOLE, Share
+from clipkit.data.order.build import build_order
 from clipkit.data.processes import ProcessPipeline
+from clipkit.data.samples import open_corpora
+from clipkit.data.threads import ThreadPipeline
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
 from clipkit.store import Dataset

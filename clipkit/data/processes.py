@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import torch
 
-from clipkit.data.batches import BatchMaker
+from clipkit.data.batch_maker import BatchMaker
 from clipkit.data.device import a_gpu_is_in_use
 from clipkit.errors import ClipkitError, DataError
 from clipkit.types import Batch, Tokens

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipkit import losses, metrics
 from clipkit.config import Config, Identity, InfoNCE, Loss, Ranking, Sigmoid, SoftTargets
 from clipkit.distributed import shares
+from clipkit.evaluators.embed import embed_gallery
+from clipkit.losses import functional as losses
+from clipkit.metrics import retrieval as metrics
 from clipkit.models import DualEncoder, build_model
-from clipkit.models.dual import architecture, inputs
-from clipkit.tasks.remembered import RememberedTexts
-from clipkit.tasks.retrieval import embed_gallery
+from clipkit.models.dual_encoder import architecture, inputs
+from clipkit.tasks.remembered_texts import RememberedTexts
 from clipkit.types import Batch, Gallery, LossOutput, Tokenizer
 
 COLLAPSED_COSINE = 0.95

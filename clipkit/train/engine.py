@@ -12,8 +12,9 @@ from torch import nn
 
 from clipkit.config import OptimConfig, TrainConfig
 from clipkit.errors import ConfigError
-from clipkit.train.checkpoint import check_fits, copy_to_cpu, read_train_state, read_weights
+from clipkit.runs.checkpoint import check_fits, copy_to_cpu, read_train_state, read_weights
 from clipkit.train.ema import WeightAverage
+from clipkit.train.gradient import GradientMaker
 from clipkit.train.guards import out_of_memory_explained
 from clipkit.train.optimizer import (
     assign_groups,
@@ -25,7 +26,6 @@ from clipkit.train.optimizer import (
     set_train_mode,
 )
 from clipkit.train.parallel import Strategy, fill, fill_state
-from clipkit.train.pieces import GradientMaker
 from clipkit.train.plan import Plan
 from clipkit.train.precision import choose_precision
 from clipkit.train.schedule import rate_factor

@@ -15,9 +15,9 @@ import torch
 from clipkit.config import EarlyStopping, Guards, TrainConfig
 from clipkit.data.device import a_gpu_is_in_use
 from clipkit.errors import TrainingError
-from clipkit.runs import numbers_by_path
+from clipkit.runs.folder import numbers_by_path
 from clipkit.train.meter import wait_share
-from clipkit.train.readings import Reading
+from clipkit.train.step_values import Reading
 from clipkit.types import Task
 
 SHOWN_IDS = 5

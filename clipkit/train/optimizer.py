@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from clipkit.config import KNOWN_GROUPS, Group, OptimConfig
+from clipkit.distributed import full
 from clipkit.errors import ConfigError
-from clipkit.train.parallel import full
 
 GROUP_PATTERNS: Mapping[str, tuple[str, ...]] = {
     "image_encoder": ("image_encoder.*",),

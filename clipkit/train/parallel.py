@@ -124,11 +124,6 @@ class Shards(Replicas):
                 module.reshard()
 
 
-def full(tensor: torch.Tensor) -> torch.Tensor:
-    """A sharded tensor put together (every rank must ask for it); any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 @torch.no_grad()
 def fill(target: torch.Tensor, value: torch.Tensor) -> None:
     """Copy a whole value into a tensor, or this rank's shard of it."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.config import Config
-from clipkit.config_file import dump_config, load_config, parse_config
+from clipkit.config.differences import find_differences
+from clipkit.config.file import dump_config, load_config, parse_config
 from clipkit.errors import CheckpointError, ConfigError
-from clipkit.runs import CONFIG, Run, check_free, read_meta
-from clipkit.train.differences import find_differences
+from clipkit.runs.folder import CONFIG, Run, check_free, read_meta
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from clipkit.errors import MissingExtra
-from clipkit.runs import METRICS, Run, numbers_by_path
+from clipkit.runs.folder import METRICS, Run, numbers_by_path
 
 log = logging.getLogger(__name__)
 

@@ -18,16 +18,16 @@ import torch
 from clipkit.config import TrainConfig
 from clipkit.data.device import prefetch_to_device
 from clipkit.errors import TrainingError
-from clipkit.runs import numbers_by_path, read_meta
-from clipkit.train.checkpoint import Snapshot
+from clipkit.runs.checkpoint import Snapshot
+from clipkit.runs.folder import numbers_by_path, read_meta
 from clipkit.train.engine import Engine
 from clipkit.train.guards import WINDOW, Alarms, Best, NonFinite, find_metric, out_of_memory_explained
 from clipkit.train.meter import Meter, wait_share
 from clipkit.train.parallel import lost_ranks_named
 from clipkit.train.plan import MEASURED_STEPS, steps_in_minutes
-from clipkit.train.readings import Reading, Readings, StepFacts, queued_so_far
-from clipkit.train.record import Record
+from clipkit.train.run_log import Record
 from clipkit.train.signals import StopSignals
+from clipkit.train.step_values import Reading, Readings, StepFacts, queued_so_far
 from clipkit.types import Batch, Gallery
 
 log = logging.getLogger(__name__)

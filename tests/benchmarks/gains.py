@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from clipkit import training
-from clipkit.bench import time_steps
 from clipkit.data.device import to_device
 from clipkit.train.optimizer import build_optimizer
 from clipkit.train.process import process_group, set_kernels
 from clipkit.train.session import open_session
 from clipkit.types import Batch
+from clipkit.workflows import train as training
+from clipkit.workflows.bench import time_steps
 
 ROUNDS = 7
 WARM_STEPS = 3  # kernels are chosen, memory is allocated, and what is compiled is compiled

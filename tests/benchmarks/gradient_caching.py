@@ -22,8 +22,8 @@ import torch
 from clipkit.config import Config, TrainConfig
 from clipkit.data.tokenizer import train_tokenizer
 from clipkit.tasks import build_task
+from clipkit.train.gradient import GradientMaker, split_batch
 from clipkit.train.parallel import Strategy
-from clipkit.train.pieces import GradientMaker, split_batch
 from clipkit.train.precision import choose_precision
 from clipkit.types import Batch
 

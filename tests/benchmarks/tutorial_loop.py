@@ -26,9 +26,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import BertConfig, BertModel
 
-from clipkit import training
 from clipkit.data.tokenizer import train_tokenizer
 from clipkit.train.session import open_session
+from clipkit.workflows import train as training
 
 WARM_STEPS = 2
 BATCH_SIZE = 32

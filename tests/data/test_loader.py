@@ -18,13 +18,13 @@ import torch
 from PIL import Image, ImageOps
 
 from clipkit.config import DataConfig
-from clipkit.data.corpus import Corpus
-from clipkit.data.gallery import Gallery
 from clipkit.data.loader import Loader, build_loader
-from clipkit.data.neighbours import group_neighbours
-from clipkit.data.order import Share
+from clipkit.data.order.base import Share
+from clipkit.data.order.neighbours import group_neighbours
+from clipkit.data.samples import Corpus
 from clipkit.data.tokenizer import train_tokenizer
 from clipkit.errors import ConfigError, DataError
+from clipkit.evaluators.gallery import Gallery
 from clipkit.store import Dataset
 from clipkit.types import Batch, ImageSpec
 

@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 
 from clipkit.config import BlockShuffle
-from clipkit.data.captions import CaptionOrder
-from clipkit.data.grouping import GroupedOrder, group_by_value
-from clipkit.data.mixture import MixedOrder, Turns
-from clipkit.data.order import BlockOrder, Order, Permutation, Share, ShuffledOrder, StoredOrder, draw, steps_per_epoch
+from clipkit.data.order.base import (
+    BlockOrder,
+    Order,
+    Permutation,
+    Share,
+    ShuffledOrder,
+    StoredOrder,
+    draw,
+    steps_per_epoch,
+)
+from clipkit.data.order.captions import CaptionOrder
+from clipkit.data.order.groups import GroupedOrder, group_by_value
+from clipkit.data.order.mixture import MixedOrder, Turns
 from clipkit.errors import DataError
 
 FIRST_OF_A_BILLION = [997372323, 916556090, 286310963, 295094671]

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from clipkit.config import DataConfig, RandomCrop, RandomResizedCrop
-from clipkit.data.decode import choose_divisor, decode, decode_with_opencv, decode_with_simplejpeg
-from clipkit.data.pixels import EncodedImages
+from clipkit.data.augment import FLIP, NUM_UNIFORMS, augment_pixels, crop_box, cut_and_resize
+from clipkit.data.inputs.pixels import EncodedImages
 from clipkit.data.random import key, uniforms
-from clipkit.data.transforms import FLIP, NUM_UNIFORMS, augment_pixels, crop_box, cut_and_resize
-from clipkit.ingest.header import BadImage, parse_header
+from clipkit.images.decode import choose_divisor, decode, decode_with_opencv, decode_with_simplejpeg
+from clipkit.images.header import BadImage, parse_header
 
 DECODERS = [decode_with_opencv, pytest.param(decode_with_simplejpeg, id="decode_with_simplejpeg")]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from clipkit.ingest import Item
+from clipkit.readers import Item
 from clipkit.types import Record
 
 NUM_ROWS = 1200

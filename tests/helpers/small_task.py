@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from clipkit.config import Config
-from clipkit.data.gallery import Gallery
 from clipkit.data.tokenizer import FastTokenizer, train_tokenizer
+from clipkit.evaluators.gallery import Gallery
 from clipkit.store import Dataset
 from clipkit.tasks import ContrastiveTask, build_task
 

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipkit import training
 from clipkit.config import Group, TrainConfig
 from clipkit.data.device import prefetch_to_device
 from clipkit.models import mask_always
-from clipkit.runs import read_metrics
+from clipkit.runs.folder import read_metrics
 from clipkit.train.optimizer import NamedGroup, group_norms
 from clipkit.train.session import open_session
+from clipkit.workflows import train as training
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that the tests may see")
 MODES = {

@@ -15,7 +15,7 @@ from clipkit.config import EarlyStopping, Guards, InfoNCE, TrainConfig
 from clipkit.errors import TrainingError
 from clipkit.tasks import ContrastiveTask
 from clipkit.train.guards import WINDOW, Alarms, Best, NonFinite, find_metric, out_of_memory_explained
-from clipkit.train.readings import Reading, StepFacts
+from clipkit.train.step_values import Reading, StepFacts
 
 TASK = ContrastiveTask(torch.nn.Identity(), InfoNCE())  # type: ignore[arg-type]
 GOOD = {"loss": 1.0, "grad_norm": 1.0, "skipped": 0.0, "temperature": 0.07, "image_cosine": 0.1, "text_cosine": 0.1}

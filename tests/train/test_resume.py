@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from clipkit.errors import CheckpointError
-from clipkit.train.checkpoint import read_train_state
+from clipkit.runs.checkpoint import read_train_state
 from clipkit.train.session import open_session
 
 Train = Callable[..., dict[str, Any]]

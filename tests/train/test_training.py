@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipkit import training
 from clipkit.config import TransformersText
-from clipkit.config_file import parse_config
+from clipkit.config.file import parse_config
 from clipkit.data.tokenizer import train_tokenizer
 from clipkit.errors import CheckpointError, ConfigError, DataError, TrainingError
-from clipkit.runs import find_checkpoint, read_meta, read_metrics
+from clipkit.runs.folder import find_checkpoint, read_meta, read_metrics
 from clipkit.store import Dataset
-from clipkit.train.inputs import make_tokenizer
+from clipkit.train.data import make_tokenizer
 from clipkit.train.session import open_session
+from clipkit.workflows import train as training
 
 Train = Callable[..., dict[str, Any]]
 SHORT = ("train.duration=2st", "train.validate_every=null", "train.ema=null")

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from clipkit import losses
 from clipkit.distributed import gather_arrays, shares
+from clipkit.losses import functional as losses
 
 folder, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)

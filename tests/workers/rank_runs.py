@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from clipkit import training
 from clipkit.train.session import open_session
+from clipkit.workflows import train as training
 
 
 class Quiet:

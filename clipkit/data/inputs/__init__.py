@@ -1,0 +1,1 @@
+"""What a batch holds of each sample: pixels, tokens, stored vectors."""

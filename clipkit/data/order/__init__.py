@@ -1,0 +1,1 @@
+"""Which samples make up the batch of a step: pure functions of (seed, epoch, step)."""

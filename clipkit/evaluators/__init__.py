@@ -1,0 +1,1 @@
+"""Kinds of measurement: a model on fixed rows, to numbers."""

@@ -1,0 +1,1 @@
+"""Pure functions from embeddings, ranks and texts to numbers."""

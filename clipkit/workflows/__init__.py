@@ -1,0 +1,1 @@
+"""What the commands do, a module a workflow, callable from Python."""

@@ -1,0 +1,257 @@
+"""`clipkit bench`: how fast the loader is against what decoding alone can do, and the step against no data at all."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+
+import cv2
+import numpy as np
+import torch
+
+from clipkit.config import DataConfig
+from clipkit.data.augment import resize
+from clipkit.data.device import prefetch_to_device
+from clipkit.data.loader import Loader, build_loader
+from clipkit.hardware import usable_cores
+from clipkit.images.decode import JpegDecoder, choose_divisor, decode, decode_with_opencv, fastest_decoder
+from clipkit.images.header import BadImage, parse_header
+from clipkit.types import Batch, ImageSpec, Tokenizer
+
+SEED = 0
+ROUNDS = 5
+LOADER_ROUNDS = 15  # other users of the machine come and go in seconds: many short turns see as much of them each
+CEILING_BYTES = 64_000_000  # of images in memory; more would count as the loader's
+CEILING_IMAGES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderReport:
+    images_per_s: float
+    ceiling_images_per_s: float | None
+    """Decoding (or cutting out of the cache) and resizing the same images from memory; none for stored features."""
+    ratio: float | None
+    first_batch_s: float
+    peak_rss_mb: float
+    stages_ms: dict[str, float]
+    """A batch's time in each stage, added up over threads; `wait` is what a consumer that does nothing waits."""
+    batch_size: int
+    workers: int
+    decoder: str
+    advice: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    samples_per_s: float
+    synthetic_samples_per_s: float
+    ratio: float
+    batch_size: int
+    device: str
+
+
+def bench_loader(config: DataConfig, *, tokenizer: Tokenizer | None, batch_size: int, seconds: float) -> LoaderReport:
+    """Measure loader and ceiling in turns for about so many seconds each, and report medians."""
+    spec = ImageSpec(config.image_size)
+    started = time.perf_counter()
+    loader = build_loader(config, spec=spec, tokenizer=tokenizer, batch_size=batch_size, seed=SEED)
+    with closing(loader):
+        with closing(loader.iterate()) as batches:
+            next(batches)
+            first_batch_s = time.perf_counter() - started
+        _loader_speed(loader, seconds / ROUNDS)  # what is kept in memory has come there
+        peak_rss_mb = _peak_rss_mb()  # before the ceiling's images take memory too
+        ceiling = None if config.features.image else _make_ceiling(loader, config)
+        speeds, ceilings = [], []
+        for _ in range(LOADER_ROUNDS):
+            speeds.append(_loader_speed(loader, seconds / LOADER_ROUNDS))
+            if ceiling is not None:
+                ceilings.append(ceiling(seconds / LOADER_ROUNDS))
+        stats = loader.stats()
+    images_per_s = statistics.median(speeds)
+    ceiling_per_s = statistics.median(ceilings) if ceilings else None
+    stages_ms = {stage: round(1000 * spent_s / stats.num_batches, 3) for stage, spent_s in stats.stages_s.items()}
+    return LoaderReport(
+        images_per_s=round(images_per_s, 1),
+        ceiling_images_per_s=round(ceiling_per_s, 1) if ceiling_per_s else None,
+        ratio=round(images_per_s / ceiling_per_s, 3) if ceiling_per_s else None,
+        first_batch_s=round(first_batch_s, 3),
+        peak_rss_mb=round(peak_rss_mb, 1),
+        stages_ms=stages_ms,
+        batch_size=batch_size,
+        workers=usable_cores() if config.workers is None else config.workers,
+        decoder=_decoder_name(config),
+        advice=_advise(config, stages_ms, stats.image_mb_an_epoch, images_per_s, ceiling_per_s),
+    )
+
+
+def bench_step(
+    train_step: Callable[[Batch, int], object], loader: Loader, *, device: torch.device, num_steps: int
+) -> StepReport:
+    """Time the step on one batch again and again, and on the loader's batches, in turns."""
+    synthetic_s, real_s = [], []
+    step = 0
+    with closing(loader.iterate()) as on_host:
+        batches = prefetch_to_device(on_host, device)
+        batch = next(batches)
+        for _ in range(2):  # warm-up: kernels are chosen, memory is allocated
+            train_step(batch, step)
+        for _ in range(ROUNDS):
+            synthetic_s.append(time_steps(lambda: batch, train_step, device, num_steps))
+            for _ in range(loader.prefetch):  # these were made ready meanwhile
+                train_step(next(batches), step)
+            real_s.append(time_steps(lambda: next(batches), train_step, device, num_steps))
+    size = len(batch)
+    synthetic, real = statistics.median(synthetic_s), statistics.median(real_s)
+    return StepReport(
+        samples_per_s=round(size / real, 1),
+        synthetic_samples_per_s=round(size / synthetic, 1),
+        ratio=round(synthetic / real, 3),
+        batch_size=size,
+        device=str(device),
+    )
+
+
+def time_steps(
+    batch: Callable[[], Batch], train_step: Callable[[Batch, int], object], device: torch.device, num_steps: int
+) -> float:
+    """Seconds a step."""
+    _wait_for(device)
+    started = time.perf_counter()
+    for step in range(num_steps):
+        train_step(batch(), step)
+    _wait_for(device)
+    return (time.perf_counter() - started) / num_steps
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _loader_speed(loader: Loader, seconds: float) -> float:
+    """Images a second, from the second batch on; each time of other batches."""
+    with closing(loader.iterate(loader.stats().num_batches)) as batches:
+        next(batches)
+        started, count = time.perf_counter(), 0
+        for batch in batches:
+            count += len(batch)
+            if (spent_s := time.perf_counter() - started) > seconds:
+                return count / spent_s
+    raise AssertionError("an endless loader ended")
+
+
+def _make_ceiling(loader: Loader, config: DataConfig) -> Callable[[float], float]:
+    """A function that measures images a second of the fastest decoder and a resize alone, with nothing else to do.
+
+    Of the images that the loader's batches have: those of several sources in their proportions.
+    """
+    work = ceiling_work(loader, config)
+    size_px, num_threads, exact = config.image_size, usable_cores(), config.decode == "full" and not config.cache
+    out = np.empty((num_threads, size_px, size_px, 3), np.uint8)
+    cv2.setNumThreads(1)
+
+    def measure(seconds: float) -> float:
+        counts = [0] * num_threads
+        started = time.perf_counter()
+
+        def run(thread: int) -> None:
+            for number in itertools.count(thread, num_threads):
+                resize(work[number % len(work)](), out[thread], exact=exact)
+                counts[thread] += 1
+                if counts[thread] % 16 == 0 and time.perf_counter() - started > seconds:
+                    return
+
+        threads = [threading.Thread(target=run, args=(thread,)) for thread in range(num_threads)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(counts) / (time.perf_counter() - started)
+
+    return measure
+
+
+def ceiling_work(loader: Loader, config: DataConfig) -> list[Callable[[], np.ndarray]]:
+    """For images of the first batches the call that gives their pixels; the headers are read beforehand."""
+    jpeg = fastest_decoder()
+    work: list[Callable[[], np.ndarray]] = []
+    num_bytes = 0
+    sources = itertools.chain.from_iterable(map(loader.sources, range(loader.steps_per_epoch)))
+    for source in sources:
+        if isinstance(source, np.ndarray):
+            work.append(partial(source.reshape, config.cache, config.cache, 3))
+            num_bytes += source.nbytes
+        elif source is not None:
+            with contextlib.suppress(BadImage):
+                work.append(_decoding(source, config, jpeg))
+                num_bytes += source.nbytes
+        if num_bytes > CEILING_BYTES or len(work) == CEILING_IMAGES:
+            break
+    return work
+
+
+def _decoding(data: memoryview, config: DataConfig, jpeg: JpegDecoder) -> Callable[[], np.ndarray]:
+    """The call that decodes an image, which has once come to its end."""
+    info = parse_header(data)
+    divisor = choose_divisor(info.width, info.height, config.image_size) if config.decode == "scaled" else 1
+    call = partial(decode, memoryview(bytes(data)), info, divisor=divisor, jpeg=jpeg)
+    call()
+    return call
+
+
+def _decoder_name(config: DataConfig) -> str:
+    if config.cache:
+        return "pixel cache"
+    return "opencv" if fastest_decoder() is decode_with_opencv else "simplejpeg"
+
+
+def _peak_rss_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def _advise(
+    config: DataConfig,
+    stages_ms: dict[str, float],
+    image_mb: float,
+    images_per_s: float,
+    ceiling_per_s: float | None,
+) -> list[str]:
+    """What would make this loader faster, by where the time goes."""
+    advice = []
+    busy = {stage: spent for stage, spent in stages_ms.items() if stage != "wait"}
+    total = sum(busy.values()) or 1.0
+    if busy.get("decode", 0.0) > 0.6 * total and config.cache is None:
+        advice.append(
+            f"decoding takes {busy['decode'] / total:.0%} of the work: `clipkit cache DATASET --size "
+            f"{max(256, config.image_size)}` and `data.cache` decode once; `clipkit ingest --resize` shrinks the files"
+        )
+    if config.cache is None and config.features.image is None and _decoder_name(config) == "opencv":
+        advice.append("`pip install 'clipkit[fast]'` adds a faster JPEG decoder")
+    if busy.get("tokenize", 0.0) > 0.15 * total:
+        advice.append(f"tokenizing takes {busy['tokenize'] / total:.0%} of the work: `data.token_cache: true` keeps it")
+    reading = busy.get("read", 0.0) / total
+    if reading > 0.4:
+        advice.append(
+            f"reading takes {reading:.0%} of the work: put the dataset on a local disk, or read blocks "
+            "of neighbours with `data.shuffle: {block: 1024}`"
+        )
+    if reading > 0.1 and image_mb and config.worker_kind == "threads":
+        advice.append(
+            f"reading takes {reading:.0%} of the work: with so much memory to spare, `data.keep_images_mb: "
+            f"{math.ceil(1.1 * image_mb)}` reads every image once"
+        )
+    if not advice and ceiling_per_s and images_per_s > 0.9 * ceiling_per_s:
+        advice.append("nothing: the loader is as fast as decoding allows")
+    return advice

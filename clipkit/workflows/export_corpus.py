@@ -1,0 +1,256 @@
+"""A dataset back into files: WebDataset shards, an image folder with metadata, or COCO's captions."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol, Self
+
+import pyarrow as pa
+
+from clipkit.errors import DataError
+from clipkit.images.header import BadImage, parse_header
+from clipkit.store import Dataset
+from clipkit.types import Scalar
+
+READ_ROWS = 128
+SHARD_ROWS = 1000
+SUFFIXES = {"jpeg": ".jpg", "tiff": ".tif"}  # of formats that are not called like their files
+SAFE_NAME = re.compile(r"[^/\\\0-\x1f<>:\"|?*]{1,200}")
+OWN_COLUMNS = ("width", "height", "orientation")  # told anew by whoever reads the files
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row on its way out; `name` is its image's path in the corpus, without the suffix."""
+
+    row: int
+    image_id: str
+    name: str
+    suffix: str
+    data: memoryview
+    captions: list[str]
+    split: str | None
+    size: tuple[int, int]
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+class Writer(AbstractContextManager["Writer"], Protocol):
+    def write(self, sample: Sample) -> None: ...
+
+
+def export_corpus(
+    uri: str,
+    out: Path,
+    *,
+    format: str,
+    where: str | None = None,
+    version: int | str | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> int:
+    """Write the chosen rows into a new folder; gives their number."""
+    dataset = Dataset(uri, version=version)
+    rows = dataset.select(where)
+    if not len(rows):
+        raise DataError(
+            f"`{where}` chooses no row of `{uri}`" if where else f"`{uri}` has no rows",
+            "`clipkit info` tells its splits and columns",
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"`{out}` is there already", "name a new folder, or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            partial.chmod(0o755)
+            with WRITERS[format](partial) as writer:
+                for start in range(0, len(rows), READ_ROWS):
+                    chunk = rows[start : start + READ_ROWS]
+                    for sample in _samples(dataset, chunk):
+                        writer.write(sample)
+                    if progress is not None:
+                        progress(len(chunk))
+            os.replace(partial, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"`{out}` cannot be written: {error.strerror or error}", "choose another place, or make room"
+        ) from error
+    return len(rows)
+
+
+def _samples(dataset: Dataset, rows: Any) -> Iterator[Sample]:
+    names = dataset.columns
+    extra = [f.name for f in dataset.schema if _is_plain(f.type) and f.name not in (names.image_id, *OWN_COLUMNS)]
+    extra = [name for name in extra if name != names.captions]
+    table = dataset.take(rows, [names.image_id, *extra])
+    captions, images = dataset.take_captions(rows), dataset.take_images(rows)
+    for row, values, texts, data in zip(rows.tolist(), table.to_pylist(), captions, images, strict=True):
+        image_id = values.pop(names.image_id)
+        try:
+            info = parse_header(data)
+        except BadImage:  # as it was found
+            suffix, size = ".bin", (0, 0)
+        else:
+            suffix, size = SUFFIXES.get(info.format, f".{info.format}"), (info.width, info.height)
+        split = values.pop("split", None)
+        yield Sample(row, image_id, _file_stem(image_id, suffix, row), suffix, data, texts, split, size, values)
+
+
+def _is_plain(data_type: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        types.is_string(data_type)
+        or types.is_large_string(data_type)
+        or types.is_integer(data_type)
+        or types.is_floating(data_type)
+        or types.is_boolean(data_type)
+    )
+
+
+def _file_stem(image_id: str, suffix: str, row: int) -> str:
+    """The id as a relative path where it can be one, else the row's number."""
+    stem, found = os.path.splitext(image_id)
+    name = stem if found.lower() in (suffix, ".jpeg" if suffix == ".jpg" else suffix) else image_id
+    parts = name.split("/")
+    is_safe = all(SAFE_NAME.fullmatch(part) and part.strip(". ") == part for part in parts)
+    return name if is_safe else f"{row:08d}"
+
+
+class WebDatasetWriter(ExitStack):
+    """Shards of a thousand samples, each split's apart: image, first caption, and JSON with everything."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._shards: dict[str, tarfile.TarFile] = {}
+        self._num_written: dict[str, int] = {}
+        self._names: dict[str, set[str]] = {}  # in the shard at hand of each split
+
+    def write(self, sample: Sample) -> None:
+        split = sample.split or "data"
+        number = self._num_written.get(split, 0)
+        if number % SHARD_ROWS == 0:
+            if split in self._shards:
+                self._shards[split].close()
+            path = self._folder / f"{split}-{number // SHARD_ROWS:06d}.tar"
+            self._shards[split] = self.enter_context(tarfile.open(path, "w"))  # noqa: SIM115 (the stack closes it)
+            self._names[split] = set()
+        self._num_written[split] = number + 1
+        fields = {**sample.extra, "image_id": sample.image_id, "captions": sample.captions, "split": sample.split}
+        name = sample.name
+        if "." in name or name in self._names[split]:  # it ends at its first dot; ids may differ in their suffix alone
+            name = f"{name.replace('.', '_')}-{sample.row}"
+        self._names[split].add(name)
+        _add(self._shards[split], f"{name}{sample.suffix}", sample.data)
+        _add(self._shards[split], f"{name}.txt", sample.captions[0].encode() if sample.captions else b"")
+        _add(self._shards[split], f"{name}.json", json.dumps(fields, ensure_ascii=False).encode())
+
+
+def _add(shard: tarfile.TarFile, name: str, data: bytes | memoryview) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    shard.addfile(entry, io.BytesIO(data))
+
+
+class ImageFolderWriter(ExitStack):
+    """A folder a split with its images and a `metadata.jsonl`, as Hugging Face's `imagefolder` reads it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._metadata: dict[Path, IO[str]] = {}
+
+    def write(self, sample: Sample) -> None:
+        folder = self._folder / (sample.split or "data")
+        file_name = _write_image(folder, sample)
+        if folder not in self._metadata:
+            stream = open(folder / "metadata.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (the stack closes it)
+            self._metadata[folder] = self.enter_context(stream)
+        line = {"file_name": file_name, "image_id": sample.image_id, "captions": sample.captions, **sample.extra}
+        self._metadata[folder].write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+class CocoWriter(ExitStack):
+    """A folder of images and an annotation file a split, `annotations/captions_SPLIT.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._files: dict[str, _CocoFile] = {}
+
+    def __exit__(self, *exception: Any) -> bool:
+        for file in self._files.values():
+            file.finish()
+        return bool(super().__exit__(*exception))
+
+    def write(self, sample: Sample) -> None:
+        split = sample.split or "data"
+        if split not in self._files:
+            self._files[split] = _CocoFile.open(self._folder / "annotations" / f"captions_{split}.json", self)
+        self._files[split].write(sample, _write_image(self._folder / split, sample))
+
+
+@dataclass(slots=True)
+class _CocoFile:
+    """Images go into the file, annotations into another one that is added to it at the end."""
+
+    images: IO[str]
+    annotations: IO[str]
+    num_images: int = 0
+    num_annotations: int = 0
+
+    @classmethod
+    def open(cls, path: Path, stack: ExitStack) -> Self:
+        path.parent.mkdir(exist_ok=True)
+        images = stack.enter_context(open(path, "w", encoding="utf-8"))  # noqa: SIM115 (the stack closes it)
+        images.write('{"info": {"description": "exported by clipkit"}, "images": [')
+        return cls(images, stack.enter_context(tempfile.TemporaryFile("w+", dir=path.parent, encoding="utf-8")))
+
+    def write(self, sample: Sample, file_name: str) -> None:
+        self.num_images += 1
+        width, height = sample.size
+        image = {"id": self.num_images, "file_name": file_name, "width": width, "height": height}
+        _write_element(self.images, {**sample.extra, **image, "image_id": sample.image_id}, self.num_images)
+        for caption in sample.captions:
+            self.num_annotations += 1
+            annotation = {"id": self.num_annotations, "image_id": self.num_images, "caption": caption}
+            _write_element(self.annotations, annotation, self.num_annotations)
+
+    def finish(self) -> None:
+        self.images.write('\n], "annotations": [')
+        self.annotations.seek(0)
+        shutil.copyfileobj(self.annotations, self.images)
+        self.images.write("\n]}\n")
+
+
+def _write_element(stream: IO[str], value: Mapping[str, Any], number: int) -> None:
+    stream.write((",\n" if number > 1 else "\n") + json.dumps(value, ensure_ascii=False))
+
+
+def _write_image(folder: Path, sample: Sample) -> str:
+    """The image's path in the folder, once it is there."""
+    file_name = f"{sample.name}{sample.suffix}"
+    if (folder / file_name).exists():  # ids that differ in their suffix alone
+        file_name = f"{sample.name}-{sample.row}{sample.suffix}"
+    path = folder / file_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(sample.data)
+    return file_name
+
+
+WRITERS: dict[str, Callable[[Path], Writer]] = {
+    "webdataset": WebDatasetWriter,
+    "imagefolder": ImageFolderWriter,
+    "coco": CocoWriter,
+}

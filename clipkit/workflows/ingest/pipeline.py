@@ -1,0 +1,179 @@
+"""The ingest workflow: lock, plan or resume, take the sources in, commit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import lance
+
+from clipkit.errors import DataError
+from clipkit.readers import Item, detect, read
+from clipkit.readers.loading import SourceGuard, load_images
+from clipkit.store import commit
+from clipkit.store.locks import exclusive, is_remote
+from clipkit.store.rejections import record_rejections
+from clipkit.store.shards import discard, remove_orphans, writing_error
+from clipkit.store.staging import Staging
+from clipkit.store.writer import DatasetWriter
+from clipkit.workflows.ingest.intake import Intake
+from clipkit.workflows.ingest.interrupt import Interrupt
+from clipkit.workflows.ingest.options import IngestOptions, absolute_source
+from clipkit.workflows.ingest.start import Finished, Job, start
+from clipkit.workflows.ingest.summary import Progress, Summary
+
+log = logging.getLogger(__name__)
+
+
+def ingest(sources: Sequence[str], out: str, options: IngestOptions, *, progress: Progress | None = None) -> Summary:
+    """Take the sources in and give a summary; raises DataError, leaving finished shards for `resume`."""
+    started = time.monotonic()
+    out = out if is_remote(out) else os.path.abspath(out)
+    sources = [absolute_source(source) for source in sources]
+    if options.retry is None:
+        _check_sources(sources, options)
+    _check_out(out)
+    try:
+        with exclusive(out) as folder, Interrupt() as interrupt:
+            staging = Staging(folder)
+            job = start(out, sources, options, staging)
+            if isinstance(job, Finished):
+                return replace(job.summary, seconds=time.monotonic() - started)
+            summary = _run(out, job, staging, interrupt, progress)
+    except OSError as error:  # a full disk, above all: lance and this package's own files say it alike
+        raise writing_error(out, error) from error
+    first_row_s = None if summary.first_row_s is None else summary.first_row_s - started
+    return replace(summary, seconds=time.monotonic() - started, first_row_s=first_row_s)
+
+
+def _check_sources(sources: Sequence[str], options: IngestOptions) -> None:
+    for source in sources:
+        has_pattern = any(character in source for character in "{*?[")
+        if "://" not in source and not has_pattern and not Path(source).exists():
+            raise DataError(f"there is no `{source}`", "the first arguments are what to read, the last is the dataset")
+        if options.read.format is None:
+            detect(source)
+
+
+def _check_out(out: str) -> None:
+    path = Path(out)
+    if is_remote(out) or not path.exists():
+        return
+    if not path.is_dir():
+        raise DataError(f"`{out}` is a file, not a dataset", "choose another name for the dataset")
+    if any(path.iterdir()) and not any((path / name).is_dir() for name in ("_versions", "_ingest")):
+        raise DataError(f"`{out}` is a folder that holds no dataset", "choose another name for the dataset")
+
+
+def _run(out: str, job: Job, staging: Staging, interrupt: Interrupt, progress: Progress | None) -> Summary:
+    if job.plan.kind == "replace" and job.plan.base_version is None and not is_remote(out):
+        remove_orphans(out, [path for receipt in staging.receipts for path in receipt.paths])
+    writer = DatasetWriter(out, staging, storage=job.options.storage)
+    intake = Intake(out, job, staging, writer, progress)
+    try:
+        for number in range(writer.position.source, len(job.sources)):
+            _take_in(number, job, writer, intake, interrupt)
+            if interrupt.signal is not None:
+                writer.finish_shard()
+                log.warning("interrupted: %d rows are kept; the same command with --resume goes on", writer.counts.rows)
+                interrupt.end()
+        writer.finish_shard()
+    except BaseException:
+        writer.abandon()
+        if not staging.receipts:  # nothing that a resume could go on from
+            discard(out, staging, has_versions=job.plan.base_version is not None)
+        raise
+    return _finish(out, job, staging, writer, intake)
+
+
+def _take_in(number: int, job: Job, writer: DatasetWriter, intake: Intake, interrupt: Interrupt) -> None:
+    """Everything of one source, from where earlier attempts came to."""
+    source = job.sources[number]
+    guard = SourceGuard(source)
+    intake.start_source(number)
+    loaded = load_images(
+        _items(source, number, job, writer),
+        job.options.image,
+        fetch=job.options.fetch,
+        wanted=intake.wants,
+        guard=guard,
+        stopped=lambda: interrupt.signal is not None,
+        digests=job.options.drop_repeats,
+    )
+    for one in loaded:
+        intake.take(one)
+
+
+def _items(source: str, number: int, job: Job, writer: DatasetWriter) -> Iterator[Item]:
+    """The source's items after those that have receipts."""
+    position = writer.position
+    done = position.num_items if position.source == number else 0
+    try:
+        items = read(source, job.options.read, skip=max(0, done - 1))
+        if done and (last := next(items, None)) is not None and last.image_id != position.last_id:
+            raise DataError(
+                f"`{source}` has changed since the ingest was interrupted: its item {done} was "
+                f"`{position.last_id}` and is `{last.image_id}`",
+                "start over with --overwrite",
+            )
+        yield from items
+    except (OSError, EOFError, zlib.error) as error:  # the last two of what is compressed, and cut short or damaged
+        raise DataError(
+            f"`{source}` cannot be read any further: {error}",
+            "once it is mended, give the same command again with --resume: what is finished is kept",
+        ) from error
+
+
+def _finish(out: str, job: Job, staging: Staging, writer: DatasetWriter, intake: Intake) -> Summary:
+    """Write down what was turned away, then commit."""
+    rejected = [line for receipt in staging.receipts for line in receipt.rejected]
+    reasons = Counter(line["reason"] for line in rejected if "repeat_of" not in line)
+    num_rejected = reasons.total()
+    counts = writer.counts
+    lines = [{**line, "ingest": job.plan.id} for line in rejected]
+    path = record_rejections(out, lines, settled=None if job.plan.kind == "replace" else intake.settled)
+    intake.check_limit(at_end=True)
+    if not counts.rows and job.plan.kind == "replace":
+        staging.clear()
+        most = "; ".join(f"{reason}: {number}" for reason, number in reasons.most_common(3))
+        raise DataError(
+            f"nothing readable was found in {', '.join(f'`{s}`' for s in job.sources)}"
+            + (f" ({most})" if most else ""),
+            f"`{path}` names every row" if path else "is it the right folder, and the right --format?",
+        )
+    provenance = {
+        **job.plan.provenance,
+        "id": job.plan.id,
+        "fingerprint": job.plan.fingerprint,
+        "created": job.plan.created,
+        "rows": counts.rows,
+        "captions": counts.captions,
+        "bytes": counts.bytes,
+        "splits": dict(counts.splits),
+        "rejected": num_rejected,
+    }
+    image_storage = writer.image_storage
+    if job.options.read.split_files and counts.rows and not counts.splits:
+        log.warning("no row stands in a list of --split-file: does it name images, one a line?")
+    if counts.rows or num_rejected:  # a retry asks the dataset how the rows that were turned away were read
+        version = writer.commit(provenance)
+    else:
+        version = commit.current_version(out) or 0
+        staging.clear()
+    return Summary(
+        out=out,
+        version=version,
+        total_rows=lance.dataset(out).count_rows(),
+        counts=counts,
+        rejected=num_rejected,
+        reasons=dict(reasons.most_common()),
+        rejected_file=path,
+        image_storage=image_storage,
+        first_row_s=writer.first_write_at,
+    )
