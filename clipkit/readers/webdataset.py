@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from clipkit.errors import DataError
 from clipkit.readers.paths import IMAGE_SUFFIXES, OUTSIDE
-from clipkit.readers.source import Item, ReadOptions, Rejected, split_in_name, split_name
+from clipkit.readers.source import Item, ReadOptions, Rejected, SourceReport, split_in_name, split_name
 from clipkit.readers.values import NOT_UTF8, RESERVED, as_captions, as_scalar, is_unicode, kept_name
 from clipkit.types import Record, Scalar
 
@@ -40,7 +40,7 @@ def detect(source: str) -> bool:
     return any(Path(shard).is_file() for shard in find_shards(source))
 
 
-def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
+def read(source: str, options: ReadOptions, skip: int, report: SourceReport) -> Iterator[Item]:
     """Records in the shards' order; what is skipped in a plain tar is sought over and not read."""
     shards = find_shards(source)
     if not shards:
