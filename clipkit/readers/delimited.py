@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -100,7 +100,7 @@ def sniff(file: Path, options: ReadOptions) -> Layout:
         return _layout(separator, (IMAGE, CAPTION) if images == [0] else (CAPTION, IMAGE), has_header=False)
     if images == [0] and NUMBERED.fullmatch(fields[1]) and (len(fields) == 3 or separator == "|"):
         return _layout(separator, (IMAGE, NUMBER, CAPTION), has_header=False)
-    if images == [0] and separator == ",":  # a caption with commas in it
+    if images == [0] and separator in ", ":  # a caption with commas or spaces in it
         return _layout(separator, (IMAGE, CAPTION), has_header=False)
     raise DataError(
         f"`{file}` has no header line: its first line is `{first[:200]}`",
@@ -117,19 +117,22 @@ def rows_of(
     A quote that opens a field and is closed, on this line or a later one, quotes it; others are read as they are.
     """
     csv.field_size_limit(MAX_FIELD_CHARS)
-    width, limit = len(layout.columns), -1
-    if layout.open_column == width - 1:
-        limit = width - 1
-    for number, fields in _divided(lines, layout, limit, note):
-        if len(fields) > width and layout.open_column == 0:
-            surplus = len(fields) - width
-            fields = [layout.separator.join(fields[: surplus + 1]), *fields[surplus + 1 :]]
-        if len(fields) == 2 and layout.is_numbered and (match := NUMBERED.fullmatch(fields[1])):
-            fields = [fields[0], match[1], match[2]]  # some lines lack the second separator
+    separator, width = layout.separator, len(layout.columns)
+    limit = width - 1 if layout.open_column == width - 1 else -1
+    numbered = enumerate(lines, 1)
+    waiting: deque[tuple[int, str]] = deque()  # lines that were looked at to find the end of a quote
+    if layout.has_header:
+        next((line for _, line in numbered if line.strip("\r\n\ufeff ")), None)
+    while (item := waiting.popleft() if waiting else next(numbered, None)) is not None:
+        number, line = item
+        line = line.rstrip("\r\n")
+        fields = line.split(separator, limit) if '"' not in line else _quoted(item, layout, numbered, waiting, note)
         if len(fields) == width:
             yield number, fields, ""
-        else:
-            yield number, None, f"the line has {len(fields)} fields, not {width}"
+        elif line.strip(" \ufeff"):
+            fields = _mended(fields, layout)
+            problem = "" if len(fields) == width else f"the line has {len(fields)} fields, not {width}"
+            yield number, None if problem else fields, problem
 
 
 def parse_line(line: str, separator: str) -> list[str]:
@@ -137,35 +140,38 @@ def parse_line(line: str, separator: str) -> list[str]:
     return _strict(line, separator)[0] or _literal(line, separator, -1)
 
 
-def _divided(
-    lines: Iterable[str], layout: Layout, limit: int, note: Callable[[str], None]
-) -> Iterator[tuple[int, list[str]]]:
+def _mended(fields: list[str], layout: Layout) -> list[str]:
+    """The fields of a line with separators in a caption that comes first, or without Flickr30k's second one."""
+    if layout.open_column == 0 and (surplus := len(fields) - len(layout.columns)) > 0:
+        return [layout.separator.join(fields[: surplus + 1]), *fields[surplus + 1 :]]
+    if len(fields) == 2 and layout.is_numbered and (match := NUMBERED.fullmatch(fields[1])):
+        return [fields[0], match[1], match[2]]
+    return fields
+
+
+def _quoted(
+    item: tuple[int, str],
+    layout: Layout,
+    numbered: Iterator[tuple[int, str]],
+    waiting: deque[tuple[int, str]],
+    note: Callable[[str], None],
+) -> list[str]:
+    """The fields of a line with quotes, and of the lines after it that belong to it."""
+    number, line = item[0], item[1].rstrip("\r\n")
     separator, width = layout.separator, len(layout.columns)
-    numbered = enumerate(lines, 1)
-    waiting: deque[tuple[int, str]] = deque()
-    if layout.has_header:
-        next((line for _, line in numbered if line.strip("\r\n\ufeff ")), None)
-
-    def following() -> tuple[int, str] | None:
-        return waiting.popleft() if waiting else next(numbered, None)
-
-    for number, line in iter(following, None):
-        line = line.rstrip("\r\n")
-        if not line.strip(" \ufeff"):
-            continue
-        if '"' not in line:
-            yield number, line.split(separator, limit)
-            continue
-        fields, is_open = _strict(line, separator)
-        if is_open:
-            taken: list[tuple[int, str]] = []
-            fields = _joined(line, layout, iter(following, None), taken)
-            if fields is None:
-                waiting.extendleft(reversed(taken))
-                note(f"line {number}: a quote opens and never closes; it is read as part of the text")
-        if fields is None or len(fields) != width:
-            fields = _literal(line, separator, limit)
-        yield number, fields
+    fields, is_open = _strict(line, separator)
+    if is_open:
+        taken: list[tuple[int, str]] = []
+        fields = _joined(line, layout, chain([*waiting], numbered), taken)
+        ahead = len(waiting)
+        for _ in range(min(ahead, len(taken))):
+            waiting.popleft()
+        if fields is None:
+            waiting.extendleft(reversed(taken))
+            note(f"line {number}: a quote opens and never closes; it is read as part of the text")
+    if fields is None or len(fields) != width:
+        fields = _literal(line, separator, width - 1 if layout.open_column == width - 1 else -1)
+    return fields
 
 
 def _joined(

@@ -50,7 +50,7 @@ def _read_metadata(source: Path, files: list[Path], options: ReadOptions, report
         metadata = table.open_table([file], options, report)
         if FILE_NAME in metadata.schema.names and options.image_column is None:
             options = replace(options, image_column=FILE_NAME)
-        root = ImageSearch(file.parent, image_names(metadata, options), options, report)
+        root = ImageSearch(file.parent, image_names(metadata, options, report), options, report)
         report.files.append(f"{folder}{file.name}")
         yield from records(metadata, options, root, prefix=folder, split=split, report=report)
 

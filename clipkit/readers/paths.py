@@ -101,7 +101,7 @@ def is_image_name(name: str) -> bool:
 
 def looks_like_image(text: str) -> bool:
     """Whether a table's field is the name or the address of an image; Flickr8k has a `name.jpg.1`."""
-    text = text.strip()
+    text = CAPTION_NUMBER.sub("", text.strip())
     if text[:8].lower().startswith(("http://", "https://", "file://")):
         return " " not in text
     stem, suffix = os.path.splitext(text)

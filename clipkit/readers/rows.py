@@ -91,9 +91,9 @@ def num_records(table: Table, options: ReadOptions) -> int:
     return len(gathered.groups) + len(gathered.unreadable)
 
 
-def image_names(table: Table, options: ReadOptions) -> Iterator[str]:
+def image_names(table: Table, options: ReadOptions, report: SourceReport) -> Iterator[str]:
     """The images that the table names as files, in the order of its rows; none where it holds their bytes."""
-    table, roles = _prepare(table, options, SourceReport())
+    table, roles = _prepare(table, options, report)
     for row in table.rows([roles.image]):
         value = row.values[0] if row.values else None
         if isinstance(value, dict):
@@ -187,6 +187,8 @@ def _gather(table: Table, roles: Roles) -> _Gathered | None:
     groups, unreadable = Groups(), []
     is_name_in_struct = roles.key == f"{roles.image}.path"
     is_file = roles.key == roles.image
+    last_key: Any = None
+    last_name = ""
     for row in table.rows([roles.key or "", *roles.captions]):
         if row.values is None:
             unreadable.append(Rejected(row.place, row.place, row.problem))
@@ -194,9 +196,11 @@ def _gather(table: Table, roles: Roles) -> _Gathered | None:
         key, *captions = row.values
         if is_name_in_struct and (not key or key in groups):
             return None
-        name = "" if key is None else image_name(str(key)) if is_file else str(key).strip()
+        if key != last_key:  # the captions of an image often follow each other
+            last_key = key
+            last_name = "" if key is None else image_name(str(key)) if is_file else str(key).strip()
         # A row without a key is rejected in its turn, by itself.
-        name = name or f"\0{row.number}"
+        name = last_name or f"\0{row.number}"
         if not is_unicode(name):
             unreadable.append(Rejected(printable(name), row.place, NOT_UTF8))
             continue

@@ -70,17 +70,16 @@ class DelimitedTable:
 
     def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[TableRow]:
         kinds = [self._kinds.get(column, str) for column in columns]
-        is_plain = all(kind is str for kind in kinds)
-        for row in self._strings(columns):
-            if row.number < start:
-                continue
-            if row.values is None or is_plain:
-                yield row
-            else:
+        if all(kind is str for kind in kinds):
+            yield from self._strings(columns, start)
+            return
+        for row in self._strings(columns, start):
+            if row.values is not None:
                 values = [_convert(value, kind) for value, kind in zip(row.values, kinds, strict=True)]
-                yield row._replace(values=values)
+                row = row._replace(values=values)
+            yield row
 
-    def _strings(self, columns: Sequence[str]) -> Iterator[TableRow]:
+    def _strings(self, columns: Sequence[str], start: int = 0) -> Iterator[TableRow]:
         number = 0
         for file, layout in self._layouts.items():
             label = file.name
@@ -91,8 +90,9 @@ class DelimitedTable:
 
             with open_text(file, self._options.encoding) as stream:
                 for line, fields, problem in rows_of(stream, layout, note):
-                    values = None if fields is None else [None if i is None else fields[i] for i in indices]
-                    yield TableRow(number, f"{label}:{line}", values, problem)
+                    if number >= start:
+                        values = None if fields is None else [None if i is None else fields[i] for i in indices]
+                        yield TableRow(number, f"{label}:{line}", values, problem)
                     number += 1
 
     def _infer(self, columns: Sequence[str]) -> dict[str, type]:
