@@ -257,7 +257,7 @@ def _separator(first: str, *, is_tab: bool) -> str:
     if match := NAMED_LINE.match(first):
         return match[1] or match[2]
     bare = re.sub(r'"[^"]*"', "", first)  # a quoted name may have any character in it
-    if "\t" in bare and looks_like_image(bare.rpartition("\t")[2]):
+    if any(map(looks_like_image, bare.split("\t"))) and "\t" in bare:
         return "\t"
     if SPACED_LINE.match(first):
         return " "

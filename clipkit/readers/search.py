@@ -133,7 +133,8 @@ class ImageSearch(Root):
         """Find out how the table's names relate to the folder; raises DataError where none is found."""
         names = [name for name in names if name and "\0" not in name and "://" not in name[:12]]
         self._is_flat = any("/" not in name and os.path.isfile(os.path.join(self.folder, name)) for name in names)
-        if not names or any([self._is_found(name) for name in names]):  # all of them, to learn of copies
+        found = [self._is_found(name) for name in names]  # each of them, to learn of copies
+        if not names or any(found):
             return
         if not self._is_given and all(self._leads_elsewhere(name) for name in names):
             return  # each of them is judged by itself

@@ -9,7 +9,7 @@ from clipkit import readers as ingest
 from clipkit.errors import DataError
 from clipkit.readers import ReadOptions
 from clipkit.readers.source import split_in_name
-from clipkit.readers.splits import read_split_lists, split_by_hash, split_lists_in
+from clipkit.readers.splits import SplitLists, split_by_hash, split_lists_in
 from clipkit.types import Record
 
 NAMES = [f"{number}.jpg" for number in range(50)]
@@ -56,10 +56,10 @@ def test_given_lists_replace_those_found(corpus: Path, tmp_path: Path) -> None:
 def test_a_name_in_two_lists(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text("1.jpg\n")
-    with pytest.raises(DataError, match=r"`1.jpg` stands in the lists of two splits, a and b"):
-        read_split_lists({"a": tmp_path / "a", "b": tmp_path / "b"})
+    with pytest.raises(DataError, match=r"`1.jpg` is in the lists of two splits, a and b"):
+        SplitLists({"a": tmp_path / "a", "b": tmp_path / "b"})
     with pytest.raises(DataError, match="cannot be read"):
-        read_split_lists({"a": tmp_path / "gone"})
+        SplitLists({"a": tmp_path / "gone"})
 
 
 def test_fractions_stay_when_the_corpus_grows(corpus: Path) -> None:
