@@ -54,7 +54,7 @@ def test_names_without_an_extension(tmp_path: Path) -> None:
     images = search(tmp_path, "7")
     assert images.resolve("7") == tmp_path / "images/7.jpg"
     assert images.resolve("8.v2") == tmp_path / "images/8.v2.png"
-    with pytest.raises(DataError, match="`9` may be `9.*`, `9.*` of `images`"):
+    with pytest.raises(DataError, match=r"`9` may be `9\.\w+`, `9\.\w+` of `images`"):
         images.resolve("9")
 
 
