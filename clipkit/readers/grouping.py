@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from clipkit.errors import DataError
 
 MEMORY_LIMIT_BYTES = 256_000_000
-ENTRY_BYTES = 350  # what a group costs beside its texts: dict slots, list, integer
+ENTRY_BYTES = 350  # what a group takes besides its texts: dict slots, list, integer
 SCHEMA = """
     PRAGMA journal_mode = OFF;
     PRAGMA synchronous = OFF;
@@ -27,7 +27,7 @@ UPSERT = """
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A key, the number of the row where it first stood, and its texts in order."""
+    """A key, the number of its first row, and its texts in order."""
 
     key: str
     first: int
@@ -35,7 +35,7 @@ class Group:
 
 
 class Groups:
-    """Groups of texts, given back in the order in which their keys first came."""
+    """Groups of texts, in the order in which their keys first came."""
 
     def __init__(self, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
         self._limit = memory_limit_bytes

@@ -26,12 +26,12 @@ IN_FLIGHT_BYTES = 64_000_000
 MAX_IN_FLIGHT = 512  # images
 MAX_CHUNK = 16  # images that one task reads: small ones are not worth a task each
 CHUNK_BYTES = 500_000
-POLL_S = 0.2  # how often a long wait looks whether it is to stop
+POLL_S = 0.2  # how often a long wait checks whether to stop
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An item that was read; a record without an image is one that was not wanted."""
+    """An item that was read; `image` is None for a rejected one and for a record that was not wanted."""
 
     item: Item
     image: PreparedImage | None = None
@@ -50,12 +50,12 @@ class SourceGuard:
         self._folders.add(image.parent)
 
     def check(self, image: Path) -> None:
-        """Raise DataError where the source, or a folder that held images before, is not there any more."""
+        """Raise DataError if the source, or a folder that held images before, no longer exists."""
         gone = next((folder for folder in (self._source, image.parent) if not folder.exists()), None)
         if gone is not None and (gone in self._folders or (gone == self._source and self._was_there)):
             raise DataError(
-                f"`{gone}` has vanished while it was read",
-                "once it is back, give the same command again with --resume: what is finished is kept",
+                f"`{gone}` vanished while it was being read",
+                "once it is back, run the same command with --resume: what is finished is kept",
             )
 
 
@@ -70,7 +70,7 @@ def load_images(
     digests: bool = False,
 ) -> Iterator[Loaded]:
     """Each item once, in order; ends early once `stopped` says so."""
-    cv2.setNumThreads(1)  # images are worked on side by side: OpenCV's own threads would only get in the way
+    cv2.setNumThreads(1)  # images are decoded in parallel already
     loader = _Loader(options, guard, digests)
     items = fetch_urls(items, fetch, wanted=wanted, stopped=stopped)
     window = _Window()
@@ -100,7 +100,7 @@ def load_images(
 
 
 class _Window:
-    """How many images are read ahead: about as many as fit into a fixed number of bytes."""
+    """How many images to read ahead: about as many as fit into a fixed number of bytes."""
 
     def __init__(self) -> None:
         self._mean_bytes = 500_000.0
@@ -175,7 +175,7 @@ def read_file(path: Path) -> bytes:
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("no regular file")
+            raise OSError("it is not a regular file")
         size = status.st_size
         data = os.read(handle, size + 1)
         while len(data) <= size and (more := os.read(handle, size + 1 - len(data))):
