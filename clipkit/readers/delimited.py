@@ -135,7 +135,7 @@ def rows_of(
             fields = _quoted(item, layout, numbered, waiting, note)
         else:
             fields = line.split(separator, limit)
-            if spaced in line:
+            if spaced in line and layout.open_column != 0:
                 fields = [field.lstrip(" ") for field in fields]
         if len(fields) == width:
             yield number, fields, ""

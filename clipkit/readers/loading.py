@@ -39,7 +39,7 @@ class Loaded:
 
 
 class SourceGuard:
-    """Tells an image that is missing from a source that has vanished, a disk that was unmounted say."""
+    """Tells a missing image from a source that vanished, such as a disk that was unmounted."""
 
     def __init__(self, source: str) -> None:
         self._source = Path(source)
