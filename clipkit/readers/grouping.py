@@ -61,8 +61,10 @@ class Groups:
             return False
         return self._database.execute("SELECT 1 FROM groups WHERE key = ?", (key,)).fetchone() is not None
 
-    def add(self, key: str, row: int, texts: Sequence[str]) -> None:
+    def add(self, key: str, row: int, texts: Sequence[str]) -> bool:
+        """Add texts to a group; whether the key is new, as far as memory tells."""
         own = self._texts.get(key)
+        is_new = own is None
         if own is None:
             own = self._texts[key] = []
             self._first[key] = row
@@ -71,6 +73,7 @@ class Groups:
         self._size += sum(map(sys.getsizeof, texts))
         if self._size > self._limit:
             self._flush()
+        return is_new
 
     def __iter__(self) -> Iterator[Group]:
         if self._database is None:
