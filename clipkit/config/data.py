@@ -121,6 +121,12 @@ class DataConfig(Section):
     """Mean of the pixel values (0..1) to normalise with; the image encoder's own when left out."""
     std: tuple[Positive, Positive, Positive] | None = None
     """Standard deviation of the pixel values; goes with `mean`."""
+    resize: Literal["squash", "crop", "pad"] | None = None
+    """How an image becomes a square: squashed, its middle cut out, or padded. The model's own way, or squash, when
+    left out."""
+    interpolation: Literal["fast", "bilinear", "bicubic"] | None = None
+    """`bilinear` and `bicubic` give Pillow's pixels, which published models were trained on; `fast` takes a fraction of
+    the time. The model's own, or fast, when left out."""
     caption: Literal["random", "longest", "first", "each"] = "random"
     """Which caption of an image a sample takes; `each` makes a sample of every caption."""
     augment: Augment = NoAugment()
@@ -141,17 +147,13 @@ class DataConfig(Section):
     """Train on stored encoder outputs, for encoders that stay frozen."""
     cache: Count | None = None
     """Train from decoded pixels, cached in the dataset at this size; made when missing (`clipkit cache`)."""
-    token_cache: bool = False
-    """Keep the captions' tokens in the dataset, in a column keyed by the tokenizer's fingerprint."""
     keep_images_mb: CountOrZero = 225
     """Keep the encoded images in memory where all of them take at most so many megabytes."""
     decode: Literal["scaled", "full"] = "scaled"
     """`scaled` decodes a JPEG at a half, quarter or eighth where that is still as large as what is needed; `full` comes
     closest to Pillow's pixels, and is slower: it decodes all of it, and averages whatever shrinks."""
     workers: CountOrZero | None = None
-    """How many threads, or processes, decode; one for each usable core when left out."""
-    worker_kind: Literal["threads", "processes"] = "threads"
-    """Decode in threads of this process, or in processes of their own."""
+    """How many threads decode; one for each usable core when left out."""
     prefetch: Count = 4
     """Batches that are made ready ahead of the step."""
     bad_rows: Literal["replace", "stop"] = "replace"

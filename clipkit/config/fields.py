@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([kM]?)(st|ep|sa|min)$")
-PRETRAINED = "pretrained"  # frozen for good where an encoder starts from weights, and trained where it does not
+PRETRAINED = "pretrained"  # frozen for good if a group starts from weights, trained if it does not
 PERCENT = re.compile(r"^(\d+(?:\.\d+)?)\s*%$")
 
 
@@ -16,14 +16,14 @@ def parse_duration(text: str) -> tuple[float, str]:
     """`10ep` to (10.0, "ep"); units are st (steps), ep (epochs), sa (samples) and min, with k or M before."""
     match = DURATION.match(text.strip())
     if not match:
-        raise ValueError(f"`{text}` is no duration; write 2000st, 10ep, 1Msa or 30min")
+        raise ValueError(f"`{text}` is not a duration; write 2000st, 10ep, 1Msa or 30min")
     value = float(match[1]) * {"": 1, "k": 1e3, "M": 1e6}[match[2]]
     return value, match[3]
 
 
 def _check_duration(value: Any) -> str:
     if parse_duration(str(value))[0] <= 0:
-        raise ValueError(f"`{value}` must be more than nothing")
+        raise ValueError(f"`{value}` must be more than 0")
     return str(value)
 
 
@@ -32,7 +32,7 @@ def _check_warmup(value: Any) -> str:
         if float(match[1]) > 100:
             raise ValueError(f"`{value}` is more than 100 %")
     elif not DURATION.match(str(value).strip()):
-        raise ValueError(f"`{value}` is no warm-up; write a share of the run, 3%, or a duration, 500st")
+        raise ValueError(f"`{value}` is not a warm-up; write a share of the run, 3%, or a duration, 500st")
     return str(value)
 
 
@@ -40,13 +40,13 @@ def _check_frozen(value: Any) -> str:
     if value == PRETRAINED:
         return PRETRAINED
     if not DURATION.match(str(value).strip()):
-        raise ValueError(f"`{value}` is no duration; write 500st or 3ep, or `{PRETRAINED}`")
+        raise ValueError(f"`{value}` is not a duration; write 500st or 3ep, or `{PRETRAINED}`")
     return _check_duration(value)
 
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a number is meant here, not true or false")
+        raise ValueError("must be a number, not true or false")
     return value
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from clipkit.config.fields import BelowOne, Conflicts, Number, Positive, Section
+from clipkit.config.kinds import register
 
 L = TypeVar("L", "InfoNCE", "Sigmoid")
 
@@ -68,4 +69,8 @@ class Identity(Section):
     """Frobenius distance of the cosine matrix from the identity."""
 
 
-Loss = Annotated[InfoNCE | Sigmoid | SoftTargets | Ranking | Identity, Field(discriminator="kind")]
+register("contrastive_loss", InfoNCE, "clipkit.losses.infonce:build")
+register("contrastive_loss", Sigmoid, "clipkit.losses.sigmoid:build")
+register("contrastive_loss", SoftTargets, "clipkit.losses.soft_targets:build")
+register("contrastive_loss", Ranking, "clipkit.losses.ranking:build")
+register("contrastive_loss", Identity, "clipkit.losses.identity:build")

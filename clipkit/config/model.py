@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from clipkit.config.fields import BelowOne, Conflicts, Count, CountOrZero, Positive, Section
+from clipkit.config.kinds import Choice, offers_choices, register
 
 
 class TimmImage(Section):
@@ -118,7 +119,17 @@ class NoHead(Section):
     """The encoder's output as it is; its width must be `embedding_dim`."""
 
 
-Head = Annotated[ResidualHead | LinearHead | NoHead, Field(discriminator="kind")]
+Head = Annotated[Section, Choice("head")]
+ImageEncoder = Annotated[Section, Choice("image_encoder")]
+TextEncoder = Annotated[Section, Choice("text_encoder")]
+
+register("image_encoder", TimmImage, "clipkit.models.image_encoder:build")
+register("image_encoder", FeatureImage, "clipkit.models.features:build_image_features")
+register("text_encoder", TransformersText, "clipkit.models.text_encoder:build")
+register("text_encoder", FeatureText, "clipkit.models.features:build_text_features")
+register("head", ResidualHead, "clipkit.models.heads:build_residual")
+register("head", LinearHead, "clipkit.models.heads:build_linear")
+register("head", NoHead, "clipkit.models.heads:build_none")
 
 
 class LoraConfig(Section):
@@ -134,10 +145,18 @@ class LoraConfig(Section):
     """Which encoders get adapters; what they had is frozen."""
 
 
-class ModelConfig(Section):
-    image: Annotated[TimmImage | FeatureImage, Field(discriminator="kind")]
+class ModelSection(Section):
+    """What the models of all tasks have."""
+
+    init: str | None = None
+    """Start from the weights of this run or checkpoint."""
+
+
+@offers_choices
+class DualEncoderConfig(ModelSection):
+    image: ImageEncoder
     """The image encoder."""
-    text: Annotated[TransformersText | FeatureText, Field(discriminator="kind")]
+    text: TextEncoder
     """The text encoder."""
     head: Head = LinearHead()
     """From an encoder's output to the embedding."""
@@ -149,19 +168,5 @@ class ModelConfig(Section):
     """Length of the embeddings that images and captions share."""
     normalize: bool = True
     """Scale embeddings to length 1."""
-    init: str | None = None
-    """Start from the weights of this run or checkpoint."""
     lora: LoraConfig | None = None
     """Train low-rank adapters in place of the encoders."""
-
-    @property
-    def from_scratch(self) -> frozenset[str]:
-        """The encoders that start from no weights."""
-        if self.init:
-            return frozenset()
-        image, text = self.image, self.text
-        scratch = {
-            "image_encoder": isinstance(image, TimmImage) and not (image.pretrained or image.weights),
-            "text_encoder": isinstance(text, TransformersText) and not (text.name and text.pretrained),
-        }
-        return frozenset(name for name, is_so in scratch.items() if is_so)

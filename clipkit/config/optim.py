@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
 from clipkit.config.fields import (
     PRETRAINED,
     BelowOne,
-    Conflicts,
     Fraction,
     Frozen,
     NonNegative,
@@ -20,8 +19,6 @@ from clipkit.config.fields import (
     is_section,
 )
 
-KNOWN_GROUPS = ("image_encoder", "text_encoder", "heads", "temperature")
-
 
 class Group(Section):
     lr: NonNegative
@@ -29,7 +26,7 @@ class Group(Section):
     weight_decay: NonNegative = 0.0
     """Never applied to norms, biases and the temperature."""
     params: tuple[str, ...] = ()
-    """Patterns (`fnmatch`) of parameter names; known groups have theirs."""
+    """Patterns (`fnmatch`) of parameter names; the task's own groups have theirs."""
     layer_decay: Fraction | None = None
     """Each layer's rate is the next one's times this (of an encoder's group)."""
 
@@ -41,14 +38,6 @@ class Schedule(Section):
     """A share of the run (`3%`) or a duration (`500st`)."""
     final: Fraction = 0.0
     """Where the rate ends, as a share of its peak."""
-
-
-def _default_groups() -> dict[str, Group]:
-    return {
-        "image_encoder": Group(lr=1e-3, weight_decay=0.05),
-        "text_encoder": Group(lr=1e-4, weight_decay=0.05),
-        "heads": Group(lr=1e-3, weight_decay=0.05),
-    }
 
 
 Freeze = Annotated[
@@ -64,30 +53,16 @@ class OptimConfig(Section):
     """How slowly the means of the gradient and of its square forget."""
     eps: Positive = 1e-6
     """Added to the denominator of the update."""
-    groups: dict[str, Group] = Field(default_factory=_default_groups)
-    """Learning rate and weight decay of each group of parameters: image_encoder, text_encoder, heads, temperature
-    (the heads' rate when left out), or names of your own with `params`. Every parameter must be in one."""
+    groups: dict[str, Group] = Field(default_factory=dict)
+    """Learning rate and weight decay of each group of parameters: the task's (image_encoder, text_encoder, heads and
+    temperature, which has the heads' rate when left out), or your own with `params`. Every parameter must be in one."""
     schedule: Schedule = Schedule()
     """How learning rates change over the run."""
     clip_grad_norm: Positive | None = 1.0
     """Scale the gradient down to this norm where it is longer; null is off."""
     freeze: Freeze = ()
-    """Groups that are not trained: a list, or each with how long it is frozen (`{image_encoder: 500st}`); with
-    `pretrained` an encoder is frozen if it starts from weights, and trained if it starts from scratch."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> OptimConfig:
-        problems = []
-        for name, group in self.groups.items():
-            if name not in KNOWN_GROUPS and not group.params:
-                known = ", ".join(f"`{known}`" for known in KNOWN_GROUPS)
-                problems.append((f"groups.{name}", f"a group of your own needs `params`; the known groups are {known}"))
-        for name in self.freeze:
-            if name not in KNOWN_GROUPS and name not in self.groups:
-                problems.append(("freeze", f"there is no group `{name}`"))
-        if problems:
-            raise Conflicts(problems)
-        return self
+    """Groups that are not trained: a list, or each with how long it is frozen (`{image_encoder: 500st}`). With
+    `pretrained` a group is frozen if it starts from weights, and trained if it starts from scratch."""
 
     def freezes_for_good(self, group: str) -> bool:
         return group in self.freeze and (not isinstance(self.freeze, dict) or self.freeze[group] == PRETRAINED)

@@ -45,7 +45,7 @@ class TrainConfig(Section):
     chunk_size: Count | None = None
     """Gradient caching: encode so many samples a device at a time, with the gradient of the whole batch."""
     accumulate: Count = 1
-    """Pieces that a batch is worked off in, each with its own negatives; `chunk_size` keeps them all."""
+    """Process the batch in so many pieces, each with its own negatives; `chunk_size` keeps them all."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the arithmetic; auto takes bf16 where the device is fast at it. Weights stay fp32."""
     grad_scaler: bool = True
@@ -57,11 +57,12 @@ class TrainConfig(Section):
     checkpoint_every: Duration | None = "1ep"
     """How often a checkpoint is written; null writes only the last."""
     validate_every: Duration | None = "1ep"
-    """How often retrieval on the validation rows is measured; null measures never."""
+    """How often `data.validation` is measured; null never does. What `evaluate` names has its own `every`."""
     keep: Count = 3
     """Checkpoints that are kept beside the best one."""
-    best: str = "text_to_image/recall@10"
-    """The validation metric of the best checkpoint and of early stopping; higher is better, but for ranks."""
+    best: str | None = None
+    """The metric that chooses the best checkpoint and stops early, such as `text_to_image/recall@10`, or `NAME/METRIC`
+    of one in `evaluate`; the first evaluator's main metric when left out."""
     early_stopping: EarlyStopping | None = None
     """End the run when validation no longer improves."""
     guards: Guards = Guards()

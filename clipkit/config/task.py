@@ -1,0 +1,69 @@
+"""`task`: the kind of training, which decides what `model` and `loss` may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from clipkit.config.evaluate import EvaluatorSection, Retrieval
+from clipkit.config.fields import Section
+from clipkit.config.kinds import register
+from clipkit.config.loss import InfoNCE
+from clipkit.config.model import DualEncoderConfig, FeatureImage, FeatureText, ModelSection, TransformersText
+from clipkit.config.optim import Group
+
+if TYPE_CHECKING:
+    from clipkit.config import Config
+
+
+class TaskSection(Section):
+    """What a kind of training says of itself before anything is built.
+
+    Its losses are the kinds of the slot `KIND_loss`.
+    """
+
+    model_section: ClassVar[type[ModelSection]]
+    default_loss: ClassVar[Section]
+    groups: ClassVar[Mapping[str, str | None]]
+    """Names of the optimizer's groups, each with the group whose learning rate it takes when it is left out."""
+    default_groups: ClassVar[Mapping[str, Group]]
+    """What `optim.groups` is when it is left out."""
+    evaluator: ClassVar[type[EvaluatorSection]]
+    """The kind of measurement that `data.validation` means."""
+
+    def conflicts(self, config: Config) -> Iterator[tuple[str, str]]:
+        """What does not fit together in a config of this task: (the key to blame, what is wrong)."""
+        yield from ()
+
+
+class Contrastive(TaskSection):
+    kind: Literal["contrastive"] = "contrastive"
+    """Two encoders whose embeddings of an image and of its caption meet."""
+
+    model_section = DualEncoderConfig
+    default_loss = InfoNCE()
+    groups = MappingProxyType({"image_encoder": None, "text_encoder": None, "heads": None, "temperature": "heads"})
+    default_groups = MappingProxyType(
+        {
+            "image_encoder": Group(lr=1e-3, weight_decay=0.05),
+            "text_encoder": Group(lr=1e-4, weight_decay=0.05),
+            "heads": Group(lr=1e-3, weight_decay=0.05),
+        }
+    )
+    evaluator = Retrieval
+
+    def conflicts(self, config: Config) -> Iterator[tuple[str, str]]:
+        if config.train.batch_size < 2:
+            yield "train.batch_size", "must be at least 2: a contrastive loss needs a negative"
+        model, features = config.model, config.data.features
+        assert isinstance(model, DualEncoderConfig)
+        for side, encoder, column in (("image", model.image, features.image), ("text", model.text, features.text)):
+            if isinstance(encoder, FeatureImage | FeatureText) != (column is not None):
+                yield f"model.{side}", f"`kind: features` and `data.features.{side}` go together"
+        is_remembered = isinstance(model.text, TransformersText) and model.text.remember
+        if is_remembered and not config.optim.freezes_for_good("text_encoder"):
+            yield "model.text.remember", "needs an encoder that stays frozen: `optim.freeze: [text_encoder]`"
+
+
+register("task", Contrastive, "clipkit.tasks.contrastive:build")
