@@ -15,6 +15,7 @@ import numpy as np
 
 from clipkit.config import NoAugment, RandomCrop, RandomResizedCrop
 from clipkit.images.decode import Pixels
+from clipkit.images.resize import resize_fast
 
 CROP_TRIES = 4
 # Which of a sample's uniform numbers decides what.
@@ -70,21 +71,7 @@ def cut_and_resize(pixels: Pixels, box: Box, scale: float, out: Pixels, *, exact
         right = max(left + 1, min(width, round((box.left + box.width) * scale)))
         bottom = max(top + 1, min(height, round((box.top + box.height) * scale)))
         region = pixels[top:bottom, left:right]
-    resize(region, out, exact=exact)
-
-
-def resize(pixels: Pixels, out: Pixels, *, exact: bool = False) -> None:
-    """Fill the square `out`.
-
-    All pixels that become one are averaged where they are two or more a side, or `exact` is asked for: of fewer it
-    costs as much as decoding them.
-    """
-    size_px = out.shape[0]
-    if pixels.shape == out.shape:
-        out[...] = pixels
-        return
-    averages = min(pixels.shape[:2]) >= (1 if exact else 2) * size_px
-    cv2.resize(pixels, (size_px, size_px), dst=out, interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
+    resize_fast(region, out, exact=exact)
 
 
 def augment_pixels(out: Pixels, augment: Augmentation, uniforms: Sequence[float]) -> None:

@@ -23,8 +23,7 @@ from clipkit.data.inputs.pixels import cache_column
 from clipkit.data.token_column import token_column, token_field, tokens_array
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
-from clipkit.images.codec import turn_upright
-from clipkit.images.decode import choose_divisor, decode, fastest_decoder
+from clipkit.images.decode import choose_divisor, decode, fastest_decoder, turn_upright
 from clipkit.images.header import BadImage, parse_header
 from clipkit.store import Dataset
 from clipkit.store.columns import count_missing, fill_column

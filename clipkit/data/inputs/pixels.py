@@ -13,8 +13,7 @@ from clipkit.config import DataConfig
 from clipkit.data.augment import augment_pixels, crop_box, cut_and_resize
 from clipkit.data.samples import Corpus
 from clipkit.errors import DataError
-from clipkit.images.codec import turn_upright
-from clipkit.images.decode import JpegDecoder, Pixels, choose_divisor, decode, fastest_decoder
+from clipkit.images.decode import JpegDecoder, Pixels, choose_divisor, decode, fastest_decoder, turn_upright
 from clipkit.images.header import BadImage, parse_header
 
 Source = memoryview | Pixels | None
