@@ -62,7 +62,7 @@ def test_the_fast_interpolation_takes_the_same_region(photographs: list[np.ndarr
         fast, pillow = (
             resized(pixels, ImageSpec(SIZE_PX, MEAN, interpolation=name, **change)) for name in ("fast", "bilinear")
         )
-        assert np.abs(fast - pillow).mean() < 1
+        assert np.abs(fast - pillow).mean() < 3  # a crop may lie half a pixel beside
 
 
 def of_processor(processor: CLIPImageProcessor | SiglipImageProcessor, pixels: np.ndarray) -> np.ndarray:
