@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,11 +48,22 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """What pixels an image encoder wants: their size, and the mean and deviation (of 0..1) to normalise with."""
+    """What pixels an image encoder takes: their size, and the mean and deviation (of 0..1) to normalise with.
+
+    `resize` squashes the image into the square, or scales its shortest side and cuts out the centre, or scales its
+    longest side and pads it with the mean colour. `fast` is OpenCV's interpolation, the others are Pillow's.
+    """
 
     size_px: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    interpolation: Literal["fast", "bilinear", "bicubic"] = "fast"
+    shortest_px: int | None = None  # for `crop`, where the shortest side becomes larger than the square
+
+    def __post_init__(self) -> None:
+        if self.shortest_px is not None and self.shortest_px < self.size_px:
+            raise ValueError(f"shortest_px is {self.shortest_px}, less than size_px, {self.size_px}")
 
 
 class Tokenizer(Protocol):

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from clipkit.config import DataConfig
-from clipkit.data.augment import resize
 from clipkit.data.device import prefetch_to_device
 from clipkit.data.loader import Loader, build_loader
 from clipkit.hardware import usable_cores
 from clipkit.images.decode import JpegDecoder, choose_divisor, decode, decode_with_opencv, fastest_decoder
 from clipkit.images.header import BadImage, parse_header
+from clipkit.images.resize import resize_fast
 from clipkit.types import Batch, ImageSpec, Tokenizer
 
 SEED = 0
@@ -167,7 +167,7 @@ def _make_ceiling(loader: Loader, config: DataConfig) -> Callable[[float], float
 
         def run(thread: int) -> None:
             for number in itertools.count(thread, num_threads):
-                resize(work[number % len(work)](), out[thread], exact=exact)
+                resize_fast(work[number % len(work)](), out[thread], exact=exact)
                 counts[thread] += 1
                 if counts[thread] % 16 == 0 and time.perf_counter() - started > seconds:
                     return
