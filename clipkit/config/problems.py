@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from clipkit.config import Config, Conflicts
+from clipkit.config import Config, Conflicts, parse_values
 from clipkit.config.document import AFTER_THE_FILE, Document, KeyPath, dotted
 from clipkit.config.reference import kind_of, list_keys, section_at, sections_of
 
@@ -50,7 +50,7 @@ def check(document: Document) -> Config | None:
     removed: set[KeyPath] = set()
     for _ in range(MAX_ROUNDS):
         try:
-            config = Config.model_validate(mended.values)
+            config = parse_values(mended.values)
             break
         except ValidationError as error:
             before = copy.deepcopy(mended.values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -16,8 +16,9 @@ from clipkit.data.inputs import Input
 from clipkit.data.order import base as order
 from clipkit.data.order.base import WHOLE, Share, StoredOrder
 from clipkit.data.order.build import build_order
-from clipkit.data.samples import DatasetSamples, DrawnSamples, Samples, open_samples
+from clipkit.data.samples import DatasetSamples, DrawnSamples, Samples, make_samples
 from clipkit.data.threads import ThreadPipeline
+from clipkit.data.training_rows import TrainingRows
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
 from clipkit.store import Dataset
@@ -65,10 +66,6 @@ class Loader:
     def steps_per_epoch(self) -> int:
         return order.steps_per_epoch(self._maker.order)
 
-    def captions(self) -> Iterator[str]:
-        """Every caption that a batch can have."""
-        return self._maker.samples.captions()
-
     def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch, None, None]:
         """Batches of the steps, over as many epochs as it takes; closing the iterator ends its threads."""
         steps = itertools.count(start_step) if stop_step is None else range(start_step, stop_step)
@@ -107,11 +104,11 @@ def build_loader(
     batch_size: int,
     seed: int,
     share: Share = WHOLE,
-    datasets: Sequence[Dataset] | None = None,
+    training: TrainingRows | None = None,
 ) -> Loader:
-    """The training loader; `datasets` are `data.dataset` or `data.sources` where they are open already."""
+    """The training loader; `training` are the rows that the config chooses, where they are chosen already."""
     columns = [column for input_ in inputs for column in input_.columns]
-    samples = open_samples(config, seed=seed, columns=columns, datasets=datasets)
+    samples = make_samples(training or TrainingRows(config), config, seed=seed, columns=columns)
     training_order = build_order(config, samples.parts, batch_size=batch_size, seed=seed)
     if not order.steps_per_epoch(training_order):
         raise DataError(

@@ -22,8 +22,8 @@ from clipkit.data.inputs.pixels import cache_column
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
 from clipkit.images.decode import choose_divisor, decode, fastest_decoder, turn_upright
-from clipkit.images.resize import resize_for
 from clipkit.images.header import BadImage, parse_header
+from clipkit.images.resize import resize_for
 from clipkit.store import Dataset
 from clipkit.store.columns import count_missing, fill_column
 from clipkit.store.dataset import fixed_size_values

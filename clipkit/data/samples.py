@@ -17,13 +17,13 @@ from clipkit.config import DataConfig
 from clipkit.data.captions import choose_captions
 from clipkit.data.column_cache import ImageColumn, SmallColumns, VectorColumn
 from clipkit.data.order.base import Draw
+from clipkit.data.training_rows import TrainingRows
 from clipkit.errors import DataError
-from clipkit.store import Columns, Dataset
+from clipkit.store import Dataset
 from clipkit.store.dataset import as_captions
 from clipkit.store.schema import ORIENTATION
 
 T = TypeVar("T")
-ROWS_AT_ONCE = 65_536
 
 
 class DatasetSamples:
@@ -75,12 +75,6 @@ class DatasetSamples:
             return choose_captions(captions, self._choice, seed=self._seed, rows=rows, epochs=drawn.epochs)
         numbers = (drawn.samples - self._first_sample[self.places_of(drawn.samples)]).tolist()
         return [texts[number] if texts else "" for texts, number in zip(captions, numbers, strict=True)]
-
-    def all_captions(self) -> Iterator[str]:
-        """Every caption that a sample can take."""
-        for start in range(0, len(self.rows), ROWS_AT_ONCE):
-            for captions in self.dataset.take_captions(self.rows[start : start + ROWS_AT_ONCE]):
-                yield from captions or [""]
 
     def keep_images(self, *, limit_bytes: int) -> None:
         """Keep the encoded images in memory from the next batch on, if they take at most so many bytes."""
@@ -147,11 +141,6 @@ class Samples:
         """The samples of one dataset as that numbers them."""
         local: np.ndarray = samples - self._first_sample[index]
         return local
-
-    def captions(self) -> Iterator[str]:
-        """Every caption that a sample can take."""
-        for part in self.parts:
-            yield from part.all_captions()
 
     def close(self) -> None:
         for part in self.parts:
@@ -257,27 +246,10 @@ class DrawnSamples:
         return [joined[place] for place in self._order.tolist()]
 
 
-def named_columns(config: DataConfig) -> Columns:
-    return Columns(config.image_id_column, config.image_column, config.captions_column)
-
-
-def training_sources(config: DataConfig) -> list[tuple[str, str | None]]:
-    """The datasets that are trained on, each with the filter that chooses its rows."""
-    if config.dataset:
-        return [(config.dataset, config.train)]
-    return [(source.dataset, source.train or config.train) for source in config.sources]
-
-
-def open_samples(
-    config: DataConfig, *, seed: int, columns: Sequence[str] = (), datasets: Sequence[Dataset] | None = None
-) -> Samples:
-    """The training samples of `data.dataset`, or of each of `data.sources`."""
-    chosen = training_sources(config)
-    if datasets is None:
-        datasets = [Dataset(uri, columns=named_columns(config)) for uri, _ in chosen]
+def make_samples(training: TrainingRows, config: DataConfig, *, seed: int, columns: Sequence[str] = ()) -> Samples:
+    """The samples of the training rows; `columns` are those of small values that inputs read."""
     parts = []
-    for dataset, (_, where) in zip(datasets, chosen, strict=True):
-        rows = select_training_rows(dataset, where, config)
+    for dataset, rows in zip(training.datasets, training.rows, strict=True):
         parts.append(DatasetSamples(dataset, rows, config, seed=seed, columns=columns))
         if not len(parts[-1]):
             raise DataError(
@@ -285,19 +257,6 @@ def open_samples(
                 "choose others with `data.train`, or another column with `data.captions_column`",
             )
     return Samples(parts)
-
-
-def select_training_rows(dataset: Dataset, where: str | None, config: DataConfig) -> np.ndarray:
-    """Offsets of the rows that the training filter chooses; choosing none is an error."""
-    rows = dataset.select(where, limit=config.limit)
-    if not len(rows):
-        raise DataError(
-            f"`{dataset.uri}` has no rows"
-            if where is None
-            else f"the training filter `{where}` chooses no row of `{dataset.uri}`",
-            "`clipkit info` lists its splits and columns",
-        )
-    return rows
 
 
 def _caption_offsets(dataset: Dataset, rows: np.ndarray) -> np.ndarray:

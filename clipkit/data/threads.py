@@ -132,7 +132,9 @@ class ThreadPipeline:
         name = threading.current_thread().name
         while (task := self._tasks.get()) is not None and not self._stopping.is_set():
             pending, batch, start, stop = task
-            self._doing[name] = f"decoding step {pending.step}, `{batch.samples.image_ids[start]}` and {stop - start - 1} more"
+            self._doing[name] = (
+                f"decoding step {pending.step}, `{batch.samples.image_ids[start]}` and {stop - start - 1} more"
+            )
             try:
                 self._maker.decode(batch, start, stop)
                 if pending.close_chunk():

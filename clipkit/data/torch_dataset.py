@@ -13,7 +13,8 @@ from clipkit.config import DataConfig
 from clipkit.data.batch_maker import BatchMaker
 from clipkit.data.inputs import Input, Pixels, Tokens, Vectors
 from clipkit.data.order.base import Draw, StoredOrder
-from clipkit.data.samples import named_columns, open_samples, training_sources
+from clipkit.data.samples import make_samples
+from clipkit.data.training_rows import TrainingRows, named_columns, training_sources
 from clipkit.store import Dataset
 from clipkit.types import ImageSpec, Tokenizer
 
@@ -48,7 +49,7 @@ class ImageTextDataset(TorchDataset[Sample]):
         # Shared, so that persistent worker processes see it change.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         small = [config.captions_column] if config.features.text is None else []
-        self._samples = open_samples(config, seed=seed, columns=small, datasets=datasets)
+        self._samples = make_samples(TrainingRows(config, datasets), config, seed=seed, columns=small)
         order = StoredOrder(len(self._samples), batch_size=1)
         self._maker = BatchMaker(self._samples, order, _inputs(config, tokenizer, seed), config, seed=seed)
         self._maker.pins_memory = False  # that is the DataLoader's job, in the parent

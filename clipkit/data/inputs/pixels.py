@@ -16,7 +16,8 @@ from clipkit.data.inputs.base import DecodedInput, Decoding
 from clipkit.data.random import key, uniforms
 from clipkit.data.samples import DrawnSamples
 from clipkit.errors import DataError
-from clipkit.images.decode import JpegDecoder, Pixels as RGB, choose_divisor, decode, fastest_decoder, turn_upright
+from clipkit.images.decode import JpegDecoder, choose_divisor, decode, fastest_decoder, turn_upright
+from clipkit.images.decode import Pixels as RGB
 from clipkit.images.header import BadImage, parse_header
 from clipkit.images.resize import resize_for
 from clipkit.store import Dataset
@@ -62,7 +63,11 @@ class EncodedImages:
         if orientation >= 5:
             width, height = height, width
         augment, size_px = self.config.augment, self.spec.size_px
-        box = None if _shows_whole(self.spec, self.config, uniforms) else crop_box(width, height, size_px, augment, uniforms)
+        box = (
+            None
+            if _shows_whole(self.spec, self.config, uniforms)
+            else crop_box(width, height, size_px, augment, uniforms)
+        )
         divisor = 1
         if self.config.decode == "scaled" and self.spec.interpolation == "fast":
             region = (box.width, box.height) if box is not None else (width, height)

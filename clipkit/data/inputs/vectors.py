@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
+from clipkit.data.column_cache import check_vectors
 from clipkit.data.inputs.base import Input
 from clipkit.data.samples import DrawnSamples
-from clipkit.data.column_cache import check_vectors
 from clipkit.store import Dataset
 
 
