@@ -26,7 +26,7 @@ from clipkit.config.data import (
     Source,
 )
 from clipkit.config.evaluate import EvaluatorSection, Retrieval
-from clipkit.config.fields import PERCENT, PRETRAINED, Conflicts, CountOrZero, Section, parse_duration
+from clipkit.config.fields import PERCENT, PRETRAINED, Conflicts, CountOrZero, Name, Section, parse_duration
 from clipkit.config.kinds import Choice, builder_of, find_kind, offers_choices, register, when_kinds_change
 from clipkit.config.loss import Identity, InfoNCE, Ranking, Sigmoid, SoftTargets
 from clipkit.config.model import (
@@ -101,7 +101,7 @@ __all__ = [
 
 
 class RunConfig(Section):
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    name: Name = "run"
     """The run's name: letters, digits, `_`, `-` and, except at the start, `.`."""
     dir: str | None = None
     """The run folder; `runs/NAME` when left out."""
@@ -190,7 +190,7 @@ def config_of(task: str) -> type[Config]:
     """The config of a kind of training, with the keys that its `model` and `loss` may hold."""
     kind = find_kind("task", task)
     section = kind.section if kind is not None else Contrastive
-    assert issubclass(section, TaskSection), "a task registers a TaskSection"
+    assert issubclass(section, TaskSection)
     model, loss = (Config.model_fields[name].description for name in ("model", "loss"))
     slot = Choice(f"{section.model_fields['kind'].default}_loss")
     fields: dict[str, Any] = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([kM]?)(st|ep|sa|min)$")
 PRETRAINED = "pretrained"  # frozen for good if a group starts from weights, trained if it does not
+NAME = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
 PERCENT = re.compile(r"^(\d+(?:\.\d+)?)\s*%$")
 
 
@@ -44,6 +45,12 @@ def _check_frozen(value: Any) -> str:
     return _check_duration(value)
 
 
+def _check_name(value: str) -> str:
+    if not NAME.match(value):
+        raise ValueError(f"`{value}` is not a name; use letters, digits, `_`, `-` and, except at the start, `.`")
+    return value
+
+
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
@@ -65,6 +72,7 @@ Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, title="whole numbe
 CountOrZero = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, title="whole number >= 0")]
 Duration = Annotated[str, BeforeValidator(_check_duration), Field(title="duration")]
 Warmup = Annotated[str, BeforeValidator(_check_warmup), Field(title="percentage | duration")]
+Name = Annotated[str, AfterValidator(_check_name)]
 Frozen = Annotated[str, BeforeValidator(_check_frozen), Field(title="duration | pretrained")]
 
 

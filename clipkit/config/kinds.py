@@ -15,6 +15,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from clipkit.config.fields import Section
+from clipkit.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,11 @@ class Kind:
     section: type[Section]
     builder: str
 
+    @property
+    def owner(self) -> str:
+        """The top-level module that registered it: `clipkit`, or a plugin."""
+        return self.section.__module__.partition(".")[0]
+
 
 _kinds: dict[tuple[str, str], Kind] = {}
 _open_sections: list[type[Section]] = []  # those with a `Choice` below them, the innermost first
@@ -33,23 +39,45 @@ _on_change: list[Callable[[], None]] = []
 
 
 def register(slot: str, section: type[Section], builder: str) -> None:
-    """Make a kind known. Its name is the default of the section's `kind`; a kind of the same name is replaced."""
-    name = section.model_fields["kind"].default
-    _kinds[slot, name] = Kind(slot, name, section, builder)
+    """Make a kind known under the default of its section's `kind`.
+
+    Raises ValueError when the section has no such default, or when another module has registered the name.
+    """
+    field = section.model_fields.get("kind")
+    name = None if field is None else field.default
+    if not isinstance(name, str):
+        raise ValueError(f'`{section.__name__}` needs a default for `kind`: `kind: Literal["NAME"] = "NAME"`')
+    if ":" not in builder:
+        raise ValueError(f'the builder of `{section.__name__}` must be `"module:function"`, not `"{builder}"`')
+    kind, known = Kind(slot, name, section, builder), _kinds.get((slot, name))
+    if known is not None and known.owner != kind.owner:
+        raise ValueError(f"`{known.owner}` already has a `{slot}` of the kind `{name}`")
+    _kinds[slot, name] = kind
+    _tell()
+
+
+def unregister(owner: str) -> None:
+    """Forget every kind that a top-level module registered."""
+    for key in [key for key, kind in _kinds.items() if kind.owner == owner]:
+        del _kinds[key]
+    _tell()
+
+
+def _tell() -> None:
     for forget in _on_change:
         forget()
-    for open_section in _open_sections:
-        open_section.model_rebuild(force=True)
+    for section in _open_sections:
+        section.model_rebuild(force=True)
 
 
 def offers_choices(section: type[Section]) -> type[Section]:
-    """Decorate a section that has a `Choice`, or a section with one: kinds that are registered later are known to it."""
+    """Decorate a section with a `Choice` at any depth, so that it accepts kinds that are registered later."""
     _open_sections.append(section)
     return section
 
 
 def when_kinds_change(forget: Callable[[], None]) -> None:
-    """Have what was derived from the registered kinds forgotten when one is added."""
+    """Call `forget` whenever a kind is added or removed: it drops what was derived from the kinds before."""
     _on_change.append(forget)
 
 
@@ -63,11 +91,17 @@ def find_kind(slot: str, name: str) -> Kind | None:
 
 
 def builder_of(section: Section) -> Callable[..., Any]:
-    """The function that builds what a section describes."""
+    """The function that builds what a section describes; raises ConfigError when there is no such function."""
     for kind in _kinds.values():
         if kind.section is type(section):
             module, _, function = kind.builder.partition(":")
-            built: Callable[..., Any] = getattr(import_module(module), function)
+            try:
+                built: Callable[..., Any] = getattr(import_module(module), function)
+            except (ImportError, AttributeError) as error:
+                raise ConfigError(
+                    f"the builder of `kind: {kind.name}`, `{kind.builder}`, cannot be imported: {error}",
+                    f"correct the name that `{section.__class__.__module__}` registers, or install what is missing",
+                ) from error
             return built
     raise LookupError(f"no kind is registered with the section {type(section).__name__}")
 
@@ -79,5 +113,9 @@ class Choice:
     slot: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = {kind.name: handler.generate_schema(kind.section) for kind in kinds_of(self.slot)}
+        choices = {}
+        for kind in kinds_of(self.slot):
+            if not issubclass(kind.section, source):
+                raise TypeError(f"`{kind.section.__name__}`, a kind of `{self.slot}`, must be a `{source.__name__}`")
+            choices[kind.name] = handler.generate_schema(kind.section)
         return core_schema.tagged_union_schema(choices, discriminator="kind", from_attributes=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from clipkit.config.evaluate import EvaluatorSection, Retrieval
 from clipkit.config.fields import Section
@@ -32,8 +32,14 @@ class TaskSection(Section):
     evaluator: ClassVar[type[EvaluatorSection]]
     """The kind of measurement that `data.validation` means."""
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        missing = sorted(name for name in cls.__class_vars__ if not hasattr(cls, name))
+        if missing:
+            raise TypeError(f"the task `{cls.__name__}` does not set {', '.join(f'`{name}`' for name in missing)}")
+
     def conflicts(self, config: Config) -> Iterator[tuple[str, str]]:
-        """What does not fit together in a config of this task: (the key to blame, what is wrong)."""
+        """Keys of this task's config that do not fit together: (the key to blame, what is wrong)."""
         yield from ()
 
 
