@@ -28,8 +28,8 @@ def cache(
     opened = Dataset(dataset)
     estimate = estimate_cache(opened, side_px=size)
     console.say(
-        f"column `{estimate.column}`: {estimate.rows:,} rows to decode, {console.format_bytes(estimate.bytes)} on disk, about "
-        f"{estimate.write_s:,.0f} s; reading a crop is up to {estimate.gain:.1f} times as fast as decoding"
+        f"column `{estimate.column}`: {estimate.rows:,} rows to decode, {console.format_bytes(estimate.bytes)} on "
+        f"disk, about {estimate.write_s:,.0f} s; reading a crop is up to {estimate.gain:.1f} times as fast as decoding"
     )
     bad: list[str] = []
     if not dry_run and estimate.rows:

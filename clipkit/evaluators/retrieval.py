@@ -82,7 +82,8 @@ class Retrieval(BaseEvaluator):
         if originals and originals["num_images"] < report["num_images"]:
             rows += [[f"{label}, without twins", *_cells(originals[key])] for key, label in DIRECTIONS.items()]
         twins = [
-            f"twins by {kind}: {of_kind['accuracy']:.1%} of captions pick their own image ({of_kind['num_pairs']:,} pairs)"
+            f"twins by {kind}: {of_kind['accuracy']:.1%} of captions pick their own image "
+            f"({of_kind['num_pairs']:,} pairs)"
             for kind, of_kind in report.get("twins", {}).items()
         ]
         return [

@@ -56,7 +56,7 @@ class Temperature(nn.Module):
 
 
 class PairLoss:
-    """A loss of paired embeddings, whose `temperature` becomes a part of the model. Subclass it and write `__call__`."""
+    """A loss of paired embeddings, whose `temperature` becomes part of the model. Subclass it and write `__call__`."""
 
     collapse_cause = "the learning rate may be too high, or the batches too small"
     """Why embeddings may collapse under this loss, for the alarm."""

@@ -68,7 +68,7 @@ class DualEncoder(nn.Module):
         return self.encode_image(tensors), self.encode_text(tensors)
 
     def _embed(self, head: nn.Module, features_BF: torch.Tensor) -> torch.Tensor:
-        """Head and normalisation in float32: the head is small, and bfloat16 too coarse to tell similar images apart."""
+        """Head and normalisation in float32: the head is small, and bfloat16 too coarse for similar images."""
         features_BF = features_BF.to(torch.promote_types(features_BF.dtype, torch.float32))
         with torch.autocast(features_BF.device.type, enabled=False):
             embedding_BD = head(features_BF)

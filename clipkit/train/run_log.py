@@ -1,4 +1,4 @@
-"""What a run writes: lines of metrics, its status, checkpoints. Rank 0 writes; on the other ranks nothing is written."""
+"""What a run writes: lines of metrics, its status, checkpoints. Only rank 0 writes."""
 
 from __future__ import annotations
 

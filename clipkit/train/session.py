@@ -59,7 +59,7 @@ def open_session(
     if resume and rerun:
         raise ConfigError(
             "`--resume` and `--rerun` exclude each other",
-            "`--resume` continues a run, `--rerun` repeats it from the start",
+            "resume continues, rerun repeats from the start",
         )
     if rerun:
         return _rerun(Run.open(rerun), config_file, sets)

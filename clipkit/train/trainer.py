@@ -144,9 +144,7 @@ class Trainer:
         """One step, and the numbers of those that can be read by now."""
         with lost_ranks_named(self.strategy, self.step + 1):
             values = self.engine.train_step(batch, step=self.step)
-            stop = torch.full(
-                (), float(self.signals.requested > 0), device=self.device
-            )  # without waiting for the device
+            stop = torch.full((), float(self.signals.requested > 0), device=self.device)  # does not wait
             self.step += 1
             self._num_steps += 1
             facts = StepFacts(
@@ -216,7 +214,7 @@ class Trainer:
             self.evaluate(evaluation)
             improved = self.best.step == self.step
             self._stop_if_exhausted()
-        # After a step that was not finite the last good checkpoint stays the newest, but the last weights are always saved.
+        # After steps that were not finite the last good checkpoint stays the newest; the last weights are always saved.
         good = self.nonfinite.in_a_row == 0 or self._finished()
         if good and (self.plan.saves(self.step) or improved or self.stopping or self.reason):
             self.save()
