@@ -58,7 +58,7 @@ class Corpus:
                 check_vectors(dataset, column, f"data.features.{role}")
         names = [dataset.columns.image_id]
         if self._needs_captions:
-            names.append(dataset.columns.captions)
+            names.append(dataset.captions_column)
         if self._has_orientations:
             names.append(ORIENTATION)
         if self._token_column is not None:
