@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 
 import pytest
 from image_files import FILES, encoded, photo
@@ -16,7 +17,7 @@ from clipkit.images.header import BadImage, parse_header
 def test_truncated_files_are_told_by_their_structure(name: str, share: float) -> None:
     data = FILES[name]()
     cut = data[: int(len(data) * share)]
-    with pytest.raises(BadImage, match=r"^(empty file|truncated|no image)"):
+    with pytest.raises(BadImage, match=r"^(empty file|truncated|not an image)"):
         parse_header(cut)
 
 
@@ -45,3 +46,25 @@ def test_damaged_headers_raise_nothing_else() -> None:
             except BadImage:
                 continue
             assert info.width > 0, name
+
+
+def tiff(*tags: tuple[int, int]) -> bytes:
+    """A TIFF of 8x8 pixels, with further tags of one number each."""
+    entries = sorted([(256, 8), (257, 8), *tags])
+    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ([(258, 32), (339, 3)], "a TIFF of floating-point 32-bit numbers"),
+        ([(258, 16), (339, 2)], "a TIFF of signed 16-bit numbers"),
+        ([(258, 32), (339, 1)], "a TIFF of unsigned 32-bit numbers"),
+        ([(277, 13)], "a TIFF of 13 bands"),
+    ],
+)
+def test_tiffs_of_measurements_are_refused(tags: list[tuple[int, int]], reason: str) -> None:
+    assert parse_header(tiff((258, 16), (277, 4))).width == 8
+    with pytest.raises(BadImage, match=reason):
+        parse_header(tiff(*tags))

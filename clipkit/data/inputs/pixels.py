@@ -131,7 +131,7 @@ class Pixels(DecodedInput):
 
     def check(self, dataset: Dataset) -> None:
         if self._cache is None:
-            dataset.check_images()
+            _ = dataset.image_column  # raises where it is missing
         elif cache_column(self._cache) not in dataset.schema.names:
             raise DataError(
                 f"`{dataset.uri}` has no pixel cache of {self._cache} px",

@@ -26,7 +26,7 @@ class Tokens(Input):
         self._tokenizer = tokenizer
 
     def check(self, dataset: Dataset) -> None:
-        dataset.check_captions()
+        _ = dataset.captions_column  # raises where it is missing
 
     def prepare(self, samples: Samples) -> None:
         """Once captions are in memory, let the tokenizer see them all, if it can remember so many."""
