@@ -139,7 +139,7 @@ def _register_heif() -> None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError as error:
-        raise BadImage("HEIC images need the package pillow-heif (pip install 'clipkit[heic]')") from error
+        raise BadImage("HEIC images need the package pillow-heif (pip install 'clipkit-train[heic]')") from error
     register_heif_opener()
 
 

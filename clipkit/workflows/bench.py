@@ -238,7 +238,7 @@ def _advise(
             f"{max(256, config.image_size)}` and `data.cache` decode once; `clipkit ingest --resize` shrinks the files"
         )
     if config.cache is None and config.features.image is None and _decoder_name(config) == "opencv":
-        advice.append("`pip install 'clipkit[fast]'` adds a faster JPEG decoder")
+        advice.append("`pip install 'clipkit-train[fast]'` adds a faster JPEG decoder")
     if busy.get("tokenize", 0.0) > 0.15 * total:
         advice.append(f"tokenizing takes {busy['tokenize'] / total:.0%} of the work: `data.token_cache: true` keeps it")
     reading = busy.get("read", 0.0) / total
