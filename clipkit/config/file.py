@@ -10,6 +10,7 @@ import yaml
 
 from clipkit.config import Config
 from clipkit.config.document import AFTER_THE_FILE, Document, apply_set, read_document
+from clipkit.config.packaged import find_config
 from clipkit.config.plugins import Plugin, load_plugins, reopen_plugins
 from clipkit.config.problems import check
 from clipkit.errors import ConfigError
@@ -17,15 +18,12 @@ from clipkit.errors import ConfigError
 
 def load_config(path: str | Path, sets: Sequence[str] = ()) -> Config:
     """Read a config file and import its plugins; raises ConfigError that names every problem."""
+    path = find_config(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"there is no config file `{path}`", "`configs/` has examples, `clipkit config` lists every key"
-        ) from error
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"`{path}` cannot be read: {error}", "a config is a YAML file in UTF-8") from error
-    return parse_config(text, source=str(path), sets=sets, beside=Path(path).parent)
+    return parse_config(text, source=str(path), sets=sets, beside=path.parent)
 
 
 def load_run_config(

@@ -269,7 +269,7 @@ def _advise(
             f"{max(256, config.image_size)}` and `data.cache` decode once; `clipkit ingest --resize` shrinks the files"
         )
     if config.cache is None and config.features.image is None and _decoder_name(config) == "opencv":
-        advice.append("`pip install 'clipkit[fast]'` adds a faster JPEG decoder")
+        advice.append("`pip install 'clipkit-train[fast]'` adds a faster JPEG decoder")
     reading = busy.get("read", 0.0) / total
     if reading > 0.4:
         advice.append(
