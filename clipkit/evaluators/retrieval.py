@@ -16,13 +16,13 @@ from clipkit import config as sections
 from clipkit.errors import ConfigError, DataError
 from clipkit.evaluators.base import BaseEvaluator, EvaluatorContext
 from clipkit.evaluators.gallery import Gallery
+from clipkit.evaluators.picture import find_answers, save_picture
 from clipkit.evaluators.twins import measure_twins
 from clipkit.metrics.embeddings import effective_rank, mean_cosine
 from clipkit.metrics.retrieval import retrieval
 from clipkit.models import DualEncoder
 from clipkit.tasks.contrastive import ContrastiveTask
 from clipkit.types import Progress, Ranks, Table, no_progress
-from clipkit.workflows.picture import find_answers, save_picture
 
 RANK_SAMPLE = 2048  # embeddings that the effective rank is computed from
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from clipkit.errors import DataError
+from clipkit.evaluators.picture import Font, load_font
 from clipkit.images.decode import decode_upright
 from clipkit.images.header import BadImage
 from clipkit.store import Dataset
-from clipkit.workflows.picture import Font, load_font
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".html")
 THUMBNAIL_PX, GAP_PX, FONT_PX, NUM_LINES = 224, 12, 14, 4

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from clipkit.errors import MissingExtra
-from clipkit.runs.folder import Run, read_metrics
+from clipkit.runs.folder import Run
+from clipkit.runs.metrics import read_metrics
 from clipkit.train.trackers import MetricsLog, MlFlow, TensorBoard, Tracker, WeightsAndBiases, open_trackers
 
 TRAINING = {"step": 1, "loss": 0.5, "lr": {"heads": 0.25}}

@@ -70,8 +70,8 @@ class EncodedImages:
         )
         divisor = 1
         if self.config.decode == "scaled" and self.spec.interpolation == "fast":
-            region = (box.width, box.height) if box is not None else (width, height)
-            divisor = choose_divisor(*region, self.spec.shortest_px or size_px)
+            region_width, region_height = (box.width, box.height) if box is not None else (width, height)
+            divisor = choose_divisor(region_width, region_height, self.spec.shortest_px or size_px)
         pixels = decode(source, info, divisor=divisor, jpeg=self.jpeg)
         decode_s = time.perf_counter() - started
         pixels = turn_upright(pixels, orientation)

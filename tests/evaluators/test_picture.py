@@ -11,8 +11,7 @@ import pyarrow as pa
 import torch
 from PIL import Image, ImageColor
 
-from clipkit.store import Dataset
-from clipkit.workflows.picture import (
+from clipkit.evaluators.picture import (
     NUM_ANSWERS,
     NUM_FOUND,
     RIGHT,
@@ -22,6 +21,7 @@ from clipkit.workflows.picture import (
     draw_answers,
     find_answers,
 )
+from clipkit.store import Dataset
 
 
 def encoded(color: str, size: tuple[int, int] = (40, 30)) -> bytes:
