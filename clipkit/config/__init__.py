@@ -51,6 +51,7 @@ __all__ = [
     "PRETRAINED",
     "Augment",
     "BlockShuffle",
+    "Choice",
     "Config",
     "Conflicts",
     "Contrastive",
