@@ -61,7 +61,7 @@ def _kind_of(section: type[Section]) -> str | None:
 def _keys_of(
     section: type[Section], *, prefix: str, kind: str | None, seen: dict[tuple[type[Section], ...], str]
 ) -> Iterator[Key]:
-    for name, field in section.model_fields.items():
+    for name, field in sorted(section.model_fields.items(), key=lambda item: item[0] != "kind"):
         path = f"{prefix}{name}"
         sections = sections_of(field)
         below = tuple(sections.values())

@@ -163,11 +163,11 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
-            ("loss: {kind: infonce, temperature: 0.005}", "loss.temperature: starts below `min_temperature`, 0.01"),
+            ("loss: {kind: infonce, temperature: 0.005}", "loss.temperature: must be at least `min_temperature`, 0.01"),
             ("optim: {freeze: [head]}", "optim.freeze: there is no group `head`"),
             ("optim: {groups: {mine: {lr: 1}}}", "optim.groups.mine: a group of your own needs `params`"),
-            ("train: {batch_size: 1}", "train.batch_size: must be at least 2: a contrastive loss needs a negative"),
-            ("train: {accumulate: 3}", "train.accumulate: `train.batch_size`, 128, is not a multiple of it"),
+            ("train: {batch_size: 1}", "train.batch_size: must be at least 2: a contrastive loss needs negatives"),
+            ("train: {accumulate: 3}", "train.accumulate: must divide `train.batch_size`, 128"),
             ("train: {early_stopping: {}}", "train.early_stopping: needs `evaluate`, or `data.validation`"),
         ],
     )
@@ -205,7 +205,7 @@ class TestProblems:
             "x.yaml:7: data.augment.scale: must be [from, to] with 0 < from <= to <= 1",
             "x.yaml:9: model.image.kind: `tim` is not one of timm | features; did you mean `timm`?",
             "x.yaml:9: model.image.nam: unknown key; did you mean `name`?",
-            "x.yaml:10: model.text.architecture.heads: `hidden_size`, 100, is not a multiple of it",
+            "x.yaml:10: model.text.architecture.heads: must divide `hidden_size`, 100",
             "x.yaml:11: train.device: must be text, not `3`; put it in quotes",
             "x.yaml:12: evaluate.dev: needs a `kind`: retrieval",
             "--set optim.grups: optim.groups.heads.lr: must be at least 0, not `-1`",
