@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,11 +48,22 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """What pixels an image encoder wants: their size, and the mean and deviation (of 0..1) to normalise with."""
+    """What pixels an image encoder takes: their size, and the mean and deviation (of 0..1) to normalise with.
+
+    `resize` squashes the image into the square, or scales its shortest side and cuts out the centre, or scales its
+    longest side and pads it with the mean colour. `fast` is OpenCV's interpolation, the others are Pillow's.
+    """
 
     size_px: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    interpolation: Literal["fast", "bilinear", "bicubic"] = "fast"
+    shortest_px: int | None = None  # for `crop`, where the shortest side becomes larger than the square
+
+    def __post_init__(self) -> None:
+        if self.shortest_px is not None and self.shortest_px < self.size_px:
+            raise ValueError(f"shortest_px is {self.shortest_px}, less than size_px, {self.size_px}")
 
 
 class Tokenizer(Protocol):
@@ -140,6 +151,9 @@ class Task(Protocol):
     def inputs(self) -> Sequence[Input]:
         """What it reads of each row."""
 
+    def start_from(self, weights: Mapping[str, torch.Tensor], *, source: str) -> None:
+        """Start from a checkpoint's weights; raises CheckpointError where they do not fit."""
+
     def loss(self, batch: Batch) -> LossOutput:
         """The loss of (a piece of) this rank's share, under the precision's autocast."""
 
@@ -176,13 +190,34 @@ class Ranks:
     world: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells to print: the first column is text, the others are numbers."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 class Evaluator(Protocol):
     """A kind of measurement of a model on fixed rows."""
 
-    lower_is_better: frozenset[str]
-    """The last part of the names of metrics that are better lower."""
-    shown: Sequence[str]
-    """The metrics to look at first, by path (`text_to_image/recall@1`); the first is the main one."""
+    @property
+    def main(self) -> str:
+        """The metric that chooses the best checkpoint unless `train.best` does, by path: `text_to_image/recall@10`."""
+
+    @property
+    def shown(self) -> Sequence[str]:
+        """The metrics to look at first, by path."""
+
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        """The names (the last parts of paths) of metrics that are better lower."""
 
     def run(self, model: nn.Module, ranks: Ranks, progress: Progress = no_progress) -> dict[str, Any]:
         """Numbers by name, nested as the evaluator likes; the same on every rank."""
+
+    def report(self, model: nn.Module, *, picture: Path | None, progress: Progress = no_progress) -> dict[str, Any]:
+        """What `clipkit eval` reports: the numbers, and how they were measured."""
+
+    def describe(self, report: Mapping[str, Any]) -> Sequence[str | Table]:
+        """A report in words and tables."""

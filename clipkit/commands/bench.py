@@ -35,7 +35,9 @@ def loader(
     ] = None,
     image_size: Annotated[int, typer.Option(min=1, help="With --dataset: the size delivered.")] = 224,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples a batch; the config's, or 64.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="A model or folder whose tokenizer is used too.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="With --dataset: a model or folder whose tokenizer is used too.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long loader and ceiling each are measured.")] = 5.0,
     sets: SetOption = None,
     as_json: JsonOption = False,
@@ -43,14 +45,22 @@ def loader(
     """Images a second in training, against decoding alone."""
     if (config is None) == (dataset is None):
         raise typer.BadParameter("give either --config or --dataset")
+    from clipkit.workflows.bench import bench_loader, inputs_of_training, plain_inputs
+
     if config is not None:
-        data, named, size = _from_config(config, sets or [], tokenizer)
+        from clipkit.train.session import open_session
+
+        session = open_session(config, sets or [])
+        data, size = session.config.data, session.config.train.batch_size
+        inputs = inputs_of_training(session)
     else:
-        data, named, size = _from_dataset(str(dataset), image_size, tokenizer, sets or [])
+        from clipkit.config import DataConfig
 
-    from clipkit.workflows.bench import bench_loader
-
-    report = bench_loader(data, tokenizer=named, batch_size=batch_size or size, seconds=seconds)
+        if sets:
+            raise typer.BadParameter("--set changes a config: give one with --config")
+        data, size = DataConfig(dataset=str(dataset), image_size=image_size), 64
+        inputs = plain_inputs(data, _load_tokenizer(data, tokenizer))
+    report = bench_loader(data, inputs, batch_size=batch_size or size, seconds=seconds)
     if as_json:
         console.print_json(asdict(report))
         return
@@ -73,21 +83,9 @@ def step(
     from clipkit.hardware import let_threads_sleep
 
     let_threads_sleep()
-    from clipkit.train.process import process_group
-    from clipkit.workflows import train as training
     from clipkit.workflows.bench import bench_step
 
-    with process_group(session.config.train) as device:
-        parts = training.build_parts(session, device)
-        try:
-            report = bench_step(
-                lambda batch, index: parts.engine.train_step(batch, step=index),
-                parts.loader,
-                device=device,
-                num_steps=num_steps,
-            )
-        finally:
-            parts.loader.close()
+    report = bench_step(session, num_steps=num_steps)
     if as_json:
         console.print_json(asdict(report))
         return
@@ -97,35 +95,12 @@ def step(
     )
 
 
-def _from_config(path: Path, sets: list[str], tokenizer: str | None) -> tuple[DataConfig, Tokenizer | None, int]:
-    from clipkit.train.session import open_session
-
-    session = open_session(path, sets)
-    data = session.config.data
-
-    from clipkit.train.data import make_tokenizer, open_datasets
-
-    named = _named(data, tokenizer) or make_tokenizer(session, open_datasets(session.config, {}))
-    return data, named, session.config.train.batch_size
-
-
-def _from_dataset(
-    dataset: str, image_size: int, tokenizer: str | None, sets: list[str]
-) -> tuple[DataConfig, Tokenizer | None, int]:
-    from clipkit.config import DataConfig
-
-    if sets:
-        raise typer.BadParameter("--set changes a config: give one with --config")
-    data = DataConfig(dataset=dataset, image_size=image_size)
-    return data, _named(data, tokenizer), 64
-
-
-def _named(data: DataConfig, tokenizer: str | None) -> Tokenizer | None:
-    if tokenizer is None:
+def _load_tokenizer(data: DataConfig, name: str | None) -> Tokenizer | None:
+    if name is None:
         return None
     from clipkit.data.tokenizer import load_tokenizer
 
-    return load_tokenizer(tokenizer, max_tokens=data.max_tokens, padding=data.padding)
+    return load_tokenizer(name, max_tokens=data.max_tokens, padding=data.padding)
 
 
 def _loader_text(report: dict[str, Any]) -> str:

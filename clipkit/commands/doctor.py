@@ -35,7 +35,7 @@ def _lines(diagnosis: Diagnosis) -> list[str]:
     lines += [f"{name} {version or 'MISSING'}" for name, version in diagnosis.packages.items()]
     lines.append("")
     for name, extra in diagnosis.extras.items():
-        state = f"lacks {', '.join(extra.missing)}: pip install 'clipkit[{name}]'" if extra.missing else "installed"
+        state = f"lacks {', '.join(extra.missing)}: pip install 'clipkit-train[{name}]'" if extra.missing else "installed"
         lines.append(f"extra {name}, for {extra.purpose}: {state}")
     lines += ["", *(f"problem: {problem}" for problem in diagnosis.problems)]
     if not diagnosis.problems:

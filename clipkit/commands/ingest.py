@@ -105,7 +105,7 @@ def ingest(
 ) -> None:
     """Take images and captions into a Lance dataset. Rows that cannot be used are listed in `rejected.jsonl`."""
     from clipkit.errors import RejectedRows
-    from clipkit.images.codec import ImageOptions
+    from clipkit.images.prepare import ImageOptions
     from clipkit.readers import ReadOptions
     from clipkit.readers.fetch import FetchOptions
     from clipkit.workflows.ingest import IngestOptions, ingest

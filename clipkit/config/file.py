@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,28 @@ import yaml
 
 from clipkit.config import Config
 from clipkit.config.document import AFTER_THE_FILE, Document, apply_set, read_document
-from clipkit.config.plugins import Plugin, load_plugins
+from clipkit.config.packaged import find_config
+from clipkit.config.plugins import Plugin, load_plugins, reopen_plugins
 from clipkit.config.problems import check
 from clipkit.errors import ConfigError
 
 
 def load_config(path: str | Path, sets: Sequence[str] = ()) -> Config:
     """Read a config file and import its plugins; raises ConfigError that names every problem."""
+    path = find_config(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"there is no config file `{path}`", "`configs/` has examples, `clipkit config` lists every key"
-        ) from error
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"`{path}` cannot be read: {error}", "a config is a YAML file in UTF-8") from error
-    return parse_config(text, source=str(path), sets=sets, beside=Path(path).parent)
+    return parse_config(text, source=str(path), sets=sets, beside=path.parent)
+
+
+def load_run_config(
+    path: Path, sets: Sequence[str] = (), *, recorded: Sequence[Mapping[str, str]], run_folder: Path
+) -> Config:
+    """Read the config of a run or a checkpoint, with the plugins that were `recorded` in it (see `reopen_plugins`)."""
+    plugins = reopen_plugins(recorded, run_folder=run_folder)
+    return parse_config(path.read_text(encoding="utf-8"), source=str(path), sets=sets, plugins=plugins)
 
 
 def parse_config(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -67,9 +67,16 @@ class OptimConfig(Section):
     def freezes_for_good(self, group: str) -> bool:
         return group in self.freeze and (not isinstance(self.freeze, dict) or self.freeze[group] == PRETRAINED)
 
-    def settled(self, from_scratch: Collection[str]) -> OptimConfig:
-        """With `freeze: {…: pretrained}` resolved, given the groups that start from scratch."""
-        if not isinstance(self.freeze, dict):
-            return self
-        freeze = {name: until for name, until in self.freeze.items() if until != PRETRAINED or name not in from_scratch}
-        return self.model_copy(update={"freeze": freeze})
+    def settled(self, from_scratch: Collection[str], *, like: Mapping[str, str | None]) -> OptimConfig:
+        """With `freeze: {…: pretrained}` and left-out groups resolved.
+
+        `from_scratch` are the groups without pretrained weights; a left-out group has the rate of the one in `like`.
+        """
+        groups = dict(self.groups)
+        for name, other in like.items():
+            if name not in groups and other in groups:
+                groups[name] = Group(lr=groups[other].lr)
+        freeze = self.freeze
+        if isinstance(freeze, dict):
+            freeze = {name: until for name, until in freeze.items() if until != PRETRAINED or name not in from_scratch}
+        return self.model_copy(update={"groups": groups, "freeze": freeze})

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import DataError
-from clipkit.readers.grouping import Groups
 from clipkit.readers.json_stream import elements, first_elements
 from clipkit.readers.paths import BadPath, Root, find_image_folder, folders_in
 from clipkit.readers.source import Item, ReadOptions, Rejected, split_in_name, split_name
 from clipkit.readers.values import RESERVED, as_captions, as_scalar, kept_name
+from clipkit.store.groups import Groups
 from clipkit.types import Record, Scalar
 
 PATTERNS = ("captions*.json", "dataset_*.json", "*.json")

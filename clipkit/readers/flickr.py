@@ -17,11 +17,11 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from clipkit.errors import DataError
-from clipkit.readers.grouping import Groups
 from clipkit.readers.paths import BadPath, Root, find_image_folder, folders_in
 from clipkit.readers.source import Item, ReadOptions, Rejected
 from clipkit.readers.splits import read_split_lists, split_lists_in
 from clipkit.readers.values import NOT_UTF8, as_scalar, is_unicode, kept_name, printable, unquote
+from clipkit.store.groups import Groups
 from clipkit.types import Record, Scalar
 
 CAPTION_FILES = ("captions.txt", "captions.csv", "results.csv", "results*.token", "*.token.txt", "*.token")

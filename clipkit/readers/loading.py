@@ -17,7 +17,8 @@ import cv2
 
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
-from clipkit.images.codec import BadImage, ImageOptions, PreparedImage, prepare
+from clipkit.images.header import BadImage
+from clipkit.images.prepare import ImageOptions, PreparedImage, prepare
 from clipkit.readers.fetch import FetchOptions, fetch_urls
 from clipkit.readers.source import Item, Rejected
 from clipkit.types import Record

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from clipkit.readers.grouping import Group, Groups
 from clipkit.readers.paths import BadPath, Root
 from clipkit.readers.roles import Roles, choose_roles
 from clipkit.readers.source import Item, ReadOptions, Rejected, split_in_name, split_name
 from clipkit.readers.values import NOT_UTF8, as_captions, as_scalar, is_unicode, kept_name, printable
+from clipkit.store.groups import Group, Groups
 from clipkit.types import Record, Url
 
 

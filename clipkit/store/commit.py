@@ -13,7 +13,7 @@ from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata
 
 from clipkit.errors import DataError, first_line
-from clipkit.store.catalogue import IdCatalogue
+from clipkit.store.groups import Groups
 from clipkit.store.schema import OWN, PROVENANCE_KEY
 from clipkit.store.staging import Receipt
 
@@ -49,7 +49,7 @@ def commit_append(uri: str, receipts: Sequence[Receipt], provenance: Mapping[str
 
 def commit_upsert(uri: str, receipts: Sequence[Receipt], provenance: Mapping[str, Any]) -> int:
     """A version in which the staged rows stand in place of those with their ids, and the new ones beside them."""
-    new_ids = IdCatalogue(staged_ids(uri, receipts))
+    new_ids = Groups(staged_ids(uri, receipts))
     for attempt in range(NUM_TRIES):
         dataset = lance.dataset(uri)
         updated, removed = _without(dataset, new_ids)
@@ -109,7 +109,7 @@ def _commit(dataset: lance.LanceDataset, operation: Any, provenance: Mapping[str
 
 
 def _refuse_known_ids(dataset: lance.LanceDataset, receipts: Sequence[Receipt], *, base_version: int) -> None:
-    new_ids = IdCatalogue(staged_ids(dataset.uri, receipts))
+    new_ids = Groups(staged_ids(dataset.uri, receipts))
     for batch in dataset.scanner(columns=[OWN.image_id]).to_batches():
         for image_id in batch.column(0).to_pylist():
             if image_id in new_ids:
@@ -119,7 +119,7 @@ def _refuse_known_ids(dataset: lance.LanceDataset, receipts: Sequence[Receipt], 
                 )
 
 
-def _without(dataset: lance.LanceDataset, ids: IdCatalogue) -> tuple[list[FragmentMetadata], list[int]]:
+def _without(dataset: lance.LanceDataset, ids: Groups) -> tuple[list[FragmentMetadata], list[int]]:
     """Fragments that lose rows with one of these ids, and the numbers of those that lose all."""
     updated, removed = [], []
     for fragment in dataset.get_fragments():

@@ -19,7 +19,7 @@ TYPES: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.in
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DatasetRow:
     """An image with its captions, checked and ready to be stored."""
 
     image_id: str
@@ -49,7 +49,7 @@ def base_schema(*, image_is_blob: bool) -> pa.Schema:
     )
 
 
-def further_fields(rows: Sequence[Row], names: Sequence[str]) -> list[pa.Field]:
+def further_fields(rows: Sequence[DatasetRow], names: Sequence[str]) -> list[pa.Field]:
     """Fields for what these rows carry beside `names`; a value's type is the widest that is needed."""
     found: dict[str, pa.DataType] = {}
     for row in rows:
@@ -70,7 +70,7 @@ def _widest(first: pa.DataType, second: pa.DataType) -> pa.DataType:
     return pa.string()
 
 
-def to_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
+def to_batch(rows: Sequence[DatasetRow], schema: pa.Schema) -> pa.RecordBatch:
     """The rows as a batch; a value that does not fit its column's type is null."""
     values: dict[str, list[Any]] = {
         OWN.image_id: [row.image_id for row in rows],

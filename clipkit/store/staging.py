@@ -18,7 +18,7 @@ Kind = Literal["replace", "append", "upsert"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class IngestPlan:
     """What an ingest set out to do."""
 
     id: str
@@ -88,7 +88,7 @@ class Staging:
         self.plan = self._read_plan()
         self.receipts = [self._read_receipt(path) for path in sorted(folder.glob("shard-*.json"))]
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: IngestPlan) -> None:
         write_whole(self.folder / "plan.json", json.dumps(asdict(plan)))
         self.plan = plan
 
@@ -104,9 +104,9 @@ class Staging:
         (self.folder / "plan.json").unlink(missing_ok=True)
         self.plan, self.receipts = None, []
 
-    def _read_plan(self) -> Plan | None:
+    def _read_plan(self) -> IngestPlan | None:
         try:
-            return Plan(**json.loads((self.folder / "plan.json").read_text()))
+            return IngestPlan(**json.loads((self.folder / "plan.json").read_text()))
         except FileNotFoundError:
             return None
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from clipkit.store import commit
 from clipkit.store.carry import Carry
-from clipkit.store.rows import Row, base_schema, further_fields, to_batch
+from clipkit.store.rows import DatasetRow, base_schema, further_fields, to_batch
 from clipkit.store.schema import OWN, is_blob
 from clipkit.store.shards import ShardWriter
-from clipkit.store.staging import Counts, Plan, Position, Receipt, Staging
+from clipkit.store.staging import Counts, IngestPlan, Position, Receipt, Staging
 
 Storage = Literal["auto", "binary", "blob"]
 # Measured (us a row read at random, blob against binary): 21 KB 11-12 / 9, 165 KB 25 / 77-93. Below, plain bytes are
@@ -62,7 +62,7 @@ class DatasetWriter:
             raise ValueError("the staging folder has no plan")
         self._uri = uri
         self._staging = staging
-        self.plan: Plan = staging.plan
+        self.plan: IngestPlan = staging.plan
         self._storage = storage
         self._limits = limits or ShardLimits()
         self._base = None
@@ -70,7 +70,7 @@ class DatasetWriter:
             self._base = lance.dataset(uri, version=self.plan.base_version)
         self._carry = Carry(self._base) if self.plan.kind == "upsert" else None
         self._schema = self._known_schema()
-        self._rows: list[Row] = []
+        self._rows: list[DatasetRow] = []
         self._num_bytes = 0
         self._position = staging.receipts[-1].position if staging.receipts else Position()
         self._writer: ShardWriter | None = None
@@ -90,7 +90,7 @@ class DatasetWriter:
     def image_storage(self) -> str:
         return "blob" if self._image_is_blob() else "binary"
 
-    def add(self, row: Row, *, digest: str = "") -> None:
+    def add(self, row: DatasetRow, *, digest: str = "") -> None:
         self._rows.append(row)
         self._num_bytes += len(row.image)
         if digest:
@@ -219,7 +219,7 @@ class DatasetWriter:
             dataset.add_columns(missing)
         self._schema = self._schema_of_base([*self._schema.names, *(field_.name for field_ in fields)])
 
-    def _wants_blob(self, rows: Sequence[Row]) -> bool:
+    def _wants_blob(self, rows: Sequence[DatasetRow]) -> bool:
         if self._storage == "auto":
             return sum(len(row.image) for row in rows) >= BLOB_FROM_BYTES * len(rows)
         return self._storage == "blob"

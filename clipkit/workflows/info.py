@@ -158,12 +158,12 @@ def _count(dataset: Dataset) -> _Counts:
         ORIENTATION: counts.orientation,
     }
     there = [name for name in plain if name in dataset.schema.names]
-    scanner = dataset.lance.scanner(columns=[dataset.columns.captions, *there], batch_size=BATCH_ROWS)
+    scanner = dataset.lance.scanner(columns=[dataset.captions_column, *there], batch_size=BATCH_ROWS)
     for batch in scanner.to_batches():
         for name in there:
             for found in pc.value_counts(batch.column(name)).to_pylist():
                 plain[name][found["values"]] += found["counts"]
-        for captions in as_captions(pa.chunked_array([batch.column(dataset.columns.captions)])):
+        for captions in as_captions(pa.chunked_array([batch.column(dataset.captions_column)])):
             counts.per_image[len(captions)] += 1
             counts.words.update(len(caption.split()) for caption in captions)
             counts.chars.update(map(len, captions))

@@ -20,7 +20,8 @@ import numpy as np
 
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
-from clipkit.images.codec import BadImage, decode_upright
+from clipkit.images.decode import decode_upright
+from clipkit.images.header import BadImage
 from clipkit.store import Dataset
 
 READ_ROWS = 256
@@ -89,7 +90,7 @@ def take_print(data: bytes | memoryview) -> Print | None:
     except BadImage:
         return None
     small = cv2.resize(pixels, (HASH_PX, HASH_PX), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
     low = cv2.dct(grey)[:8, :8].ravel()
     signs = low > np.median(low[1:])
     thumbnail = cv2.resize(small, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)

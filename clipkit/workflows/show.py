@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from clipkit.errors import DataError
-from clipkit.images.codec import BadImage, decode_upright
+from clipkit.images.decode import decode_upright
+from clipkit.images.header import BadImage
 from clipkit.store import Dataset
 from clipkit.workflows.picture import Font, load_font
 
@@ -37,7 +38,7 @@ FIGURE = '<figure><img alt="{alt}" src="data:image/jpeg;base64,{data}"><figcapti
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image of the sheet; `thumbnail` is (H, W, 3) BGR, and None where the image cannot be decoded."""
+    """An image of the sheet; `thumbnail` is (H, W, 3) RGB, and None where the image cannot be decoded."""
 
     image_id: str
     split: str | None
@@ -100,7 +101,7 @@ def _page(entries: Sequence[Entry], title: str) -> str:
     figures = []
     for entry in entries:
         pixels = np.full((1, 1, 3), 200, np.uint8) if entry.thumbnail is None else entry.thumbnail
-        data = base64.b64encode(bytes(cv2.imencode(".jpg", pixels)[1])).decode()
+        data = base64.b64encode(bytes(cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1])).decode()
         texts = [f'<p class="id">{html.escape(_label(entry))}</p>']
         texts += [f"<p>{html.escape(caption)}</p>" for caption in entry.captions]
         alt = html.escape(entry.captions[0] if entry.captions else entry.image_id, quote=True)
@@ -123,7 +124,7 @@ def _picture(entries: Sequence[Entry], title: str) -> Image.Image:
         if entry.thumbnail is not None:
             height, width = entry.thumbnail.shape[:2]
             place = left + (THUMBNAIL_PX - width) // 2, top + (THUMBNAIL_PX - height) // 2
-            sheet.paste(Image.fromarray(entry.thumbnail[:, :, ::-1]), place)
+            sheet.paste(Image.fromarray(entry.thumbnail), place)
         lines = _wrap(" / ".join(entry.captions), canvas, font, NUM_LINES - 1)
         canvas.text((left, top + THUMBNAIL_PX), _wrap(_label(entry), canvas, font, 1)[0], fill=FAINT, font=font)
         canvas.multiline_text((left, top + THUMBNAIL_PX + FONT_PX + 4), "\n".join(lines), fill=INK, font=font)

@@ -230,7 +230,7 @@ class TestProblems:
         assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True)), found
 
     def test_files_that_cannot_be_read(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="there is no config file"):
+        with pytest.raises(ConfigError, match="there is no config"):
             load_config(tmp_path / "none.yaml")
         with pytest.raises(ConfigError, match="cannot be read"):
             load_config(tmp_path)

@@ -141,4 +141,4 @@ def test_a_tracker_that_is_not_installed_names_its_extra(run: Run, monkeypatch: 
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(MissingExtra, match="`wandb` is not installed") as caught:
         open_trackers(["wandb"], run, name="name", config={})
-    assert "clipkit[wandb]" in caught.value.hint
+    assert "clipkit-train[wandb]" in caught.value.hint

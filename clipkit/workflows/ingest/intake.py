@@ -9,14 +9,14 @@ from clipkit.errors import DataError
 from clipkit.readers import Rejected, read
 from clipkit.readers.loading import Loaded, content_digest
 from clipkit.store.carry import iterate_ids
-from clipkit.store.catalogue import IdCatalogue
 from clipkit.store.commit import staged_ids
 from clipkit.store.dataset import Dataset
-from clipkit.store.rows import Row
+from clipkit.store.groups import Groups
+from clipkit.store.rows import DatasetRow
 from clipkit.store.staging import Counts, Position, Staging
 from clipkit.store.writer import DatasetWriter
 from clipkit.types import Record
-from clipkit.workflows.ingest.start import Job
+from clipkit.workflows.ingest.start import IngestJob
 from clipkit.workflows.ingest.summary import Progress
 
 READ_ROWS = 256
@@ -25,15 +25,17 @@ READ_ROWS = 256
 class Intake:
     """Decides about one item after the other and tells the writer; remembers which ids it has taken in."""
 
-    def __init__(self, out: str, job: Job, staging: Staging, writer: DatasetWriter, progress: Progress | None) -> None:
+    def __init__(
+        self, out: str, job: IngestJob, staging: Staging, writer: DatasetWriter, progress: Progress | None
+    ) -> None:
         self._job = job
         self._writer = writer
         self._progress = progress
-        self._taken = IdCatalogue(staged_ids(out, staging.receipts))
-        self._existing = IdCatalogue()
+        self._taken = Groups(staged_ids(out, staging.receipts))
+        self._existing = Groups()
         if job.plan.kind == "append":
             base = lance.dataset(out, version=job.plan.base_version)
-            self._existing = IdCatalogue(iterate_ids(base))
+            self._existing = Groups(iterate_ids(base))
         self._digests = _known_digests(out, job, staging) if job.options.drop_repeats else None
         self._later_captions = _later_captions(job) if job.options.on_duplicate == "merge-captions" else {}
         self._source = writer.position.source
@@ -42,7 +44,7 @@ class Intake:
         self._num_seen = self._num_rejected + writer.counts.rows
 
     @property
-    def settled(self) -> IdCatalogue:
+    def settled(self) -> Groups:
         """The ids of the rows that this ingest stored."""
         return self._taken
 
@@ -91,7 +93,7 @@ class Intake:
         for caption in self._later_captions.get(record.image_id, ()):
             if caption not in captions:
                 captions.append(caption)
-        row = Row(
+        row = DatasetRow(
             image_id=record.image_id,
             image=image.data,
             captions=captions,
@@ -139,7 +141,7 @@ class Intake:
         self._writer.count(Counts(repeats=1))
 
 
-def _known_digests(out: str, job: Job, staging: Staging) -> dict[str, str]:
+def _known_digests(out: str, job: IngestJob, staging: Staging) -> dict[str, str]:
     """Digests of the images that are stored already, each with its image's id."""
     known: dict[str, str] = {}
     if job.plan.kind == "append":
@@ -154,12 +156,14 @@ def _known_digests(out: str, job: Job, staging: Staging) -> dict[str, str]:
     return known
 
 
-def _later_captions(job: Job) -> dict[str, list[str]]:
+def _later_captions(job: IngestJob) -> dict[str, list[str]]:
     """For ids that occur more than once in the sources, the captions of all but the first occurrence."""
-    seen = IdCatalogue()
+    seen = Groups()
     later: dict[str, list[str]] = {}
     for source in job.sources:
         for item in read(source, job.options.read):
-            if isinstance(item, Record) and not seen.add(item.image_id):
-                later.setdefault(item.image_id, []).extend(item.captions)
+            if isinstance(item, Record):
+                if item.image_id in seen:
+                    later.setdefault(item.image_id, []).extend(item.captions)
+                seen.add(item.image_id)
     return later

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from clipkit import __version__
-from clipkit.images.codec import ImageOptions
+from clipkit.images.prepare import ImageOptions
 from clipkit.readers import ReadOptions
 from clipkit.readers.fetch import FetchOptions
 from clipkit.store.staging import Kind

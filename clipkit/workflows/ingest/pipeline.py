@@ -25,7 +25,7 @@ from clipkit.store.writer import DatasetWriter
 from clipkit.workflows.ingest.intake import Intake
 from clipkit.workflows.ingest.interrupt import Interrupt
 from clipkit.workflows.ingest.options import IngestOptions, absolute_source
-from clipkit.workflows.ingest.start import Finished, Job, start
+from clipkit.workflows.ingest.start import Finished, IngestJob, start
 from clipkit.workflows.ingest.summary import Progress, Summary
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def _check_out(out: str) -> None:
         raise DataError(f"`{out}` is a folder that holds no dataset", "choose another name for the dataset")
 
 
-def _run(out: str, job: Job, staging: Staging, interrupt: Interrupt, progress: Progress | None) -> Summary:
+def _run(out: str, job: IngestJob, staging: Staging, interrupt: Interrupt, progress: Progress | None) -> Summary:
     if job.plan.kind == "replace" and job.plan.base_version is None and not is_remote(out):
         remove_orphans(out, [path for receipt in staging.receipts for path in receipt.paths])
     writer = DatasetWriter(out, staging, storage=job.options.storage)
@@ -92,7 +92,7 @@ def _run(out: str, job: Job, staging: Staging, interrupt: Interrupt, progress: P
     return _finish(out, job, staging, writer, intake)
 
 
-def _take_in(number: int, job: Job, writer: DatasetWriter, intake: Intake, interrupt: Interrupt) -> None:
+def _take_in(number: int, job: IngestJob, writer: DatasetWriter, intake: Intake, interrupt: Interrupt) -> None:
     """Everything of one source, from where earlier attempts came to."""
     source = job.sources[number]
     guard = SourceGuard(source)
@@ -110,7 +110,7 @@ def _take_in(number: int, job: Job, writer: DatasetWriter, intake: Intake, inter
         intake.take(one)
 
 
-def _items(source: str, number: int, job: Job, writer: DatasetWriter) -> Iterator[Item]:
+def _items(source: str, number: int, job: IngestJob, writer: DatasetWriter) -> Iterator[Item]:
     """The source's items after those that have receipts."""
     position = writer.position
     done = position.num_items if position.source == number else 0
@@ -130,7 +130,7 @@ def _items(source: str, number: int, job: Job, writer: DatasetWriter) -> Iterato
         ) from error
 
 
-def _finish(out: str, job: Job, staging: Staging, writer: DatasetWriter, intake: Intake) -> Summary:
+def _finish(out: str, job: IngestJob, staging: Staging, writer: DatasetWriter, intake: Intake) -> Summary:
     """Write down what was turned away, then commit."""
     rejected = [line for receipt in staging.receipts for line in receipt.rejected]
     reasons = Counter(line["reason"] for line in rejected if "repeat_of" not in line)

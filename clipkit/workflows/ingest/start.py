@@ -19,7 +19,7 @@ from clipkit.store.provenance import first_provenance, provenances
 from clipkit.store.rejections import dataset_name, read_rejections, rejections_path
 from clipkit.store.schema import OWN, is_blob
 from clipkit.store.shards import discard
-from clipkit.store.staging import Counts, Kind, Plan, Staging
+from clipkit.store.staging import Counts, IngestPlan, Kind, Staging
 from clipkit.workflows.ingest.options import IMAGE_OPTIONS, READ_OPTIONS, IngestOptions, describe, fingerprint
 from clipkit.workflows.ingest.summary import Summary
 
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class IngestJob:
     """What is to be done, and with what plan."""
 
-    plan: Plan
+    plan: IngestPlan
     sources: Sequence[str]
     options: IngestOptions
     only_ids: frozenset[str] | None = None  # the rows to try again
@@ -43,7 +43,7 @@ class Finished:
     summary: Summary
 
 
-def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Staging) -> Job | Finished:
+def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Staging) -> IngestJob | Finished:
     """The job that this command asks for; raises DataError where what is there stands in its way."""
     only_ids = None
     current = commit.current_version(out)
@@ -57,7 +57,7 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
     if staging.plan is not None:
         _check_same(out, staging.plan, mark, description)
         log.info("resuming: %d rows are there", sum(receipt.counts.rows for receipt in staging.receipts))
-        return Job(staging.plan, sources, options, only_ids)
+        return IngestJob(staging.plan, sources, options, only_ids)
     if current is not None and kind == "replace":
         done = first_provenance(lance.dataset(out))
         if options.resume and done.get("fingerprint") == mark:
@@ -67,7 +67,7 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
                 f"`{out}` exists already" + (", from other sources or options" if options.resume else ""),
                 "replace it with --overwrite, or add to it with --append or --upsert",
             )
-    plan = Plan(
+    plan = IngestPlan(
         id=uuid.uuid4().hex[:12],
         kind=kind,
         fingerprint=mark,
@@ -76,7 +76,7 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     staging.begin(plan)
-    return Job(plan, sources, options, only_ids)
+    return IngestJob(plan, sources, options, only_ids)
 
 
 def _settle_leftovers(out: str, options: IngestOptions, staging: Staging, *, has_versions: bool) -> None:
@@ -103,7 +103,7 @@ def _kind(options: IngestOptions, current: int | None) -> Kind:
     return "append" if options.mode == "append" or options.retry is not None else "replace"
 
 
-def _check_same(out: str, plan: Plan, mark: str, description: Mapping[str, Any]) -> None:
+def _check_same(out: str, plan: IngestPlan, mark: str, description: Mapping[str, Any]) -> None:
     if plan.fingerprint == mark:
         return
     differences = [name for name, value in description.items() if plan.provenance.get(name) != value]

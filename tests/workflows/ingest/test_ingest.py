@@ -13,7 +13,7 @@ import pytest
 from small_corpus import numbered_jpeg, read_rows, rejected_lines, rotated_jpeg
 
 from clipkit.errors import DataError
-from clipkit.images.codec import ImageOptions
+from clipkit.images.prepare import ImageOptions
 from clipkit.readers import ReadOptions
 from clipkit.store import Dataset
 from clipkit.workflows.ingest import IngestOptions, MaxRejected, ingest
