@@ -1,7 +1,7 @@
-"""Every section of a training config: frozen pydantic models that refuse unknown keys.
+"""The sections of a training config: frozen pydantic models that reject unknown keys.
 
 A component gets its own section (`build_optimizer(groups, config.optim)`), never the whole config. `config.file` reads
-these from YAML; `clipkit config` prints them with their documentation.
+a config from YAML; `clipkit config` prints every key with its docstring.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from clipkit.config.data import (
 )
 from clipkit.config.evaluate import EvaluatorSection, Retrieval
 from clipkit.config.fields import PERCENT, PRETRAINED, Conflicts, CountOrZero, Name, Section, parse_duration
-from clipkit.config.kinds import Choice, builder_of, find_kind, offers_choices, register, when_kinds_change
+from clipkit.config.kinds import Choice, builder_of, find_kind, offers_choices, register
 from clipkit.config.loss import Identity, InfoNCE, Ranking, Sigmoid, SoftTargets
 from clipkit.config.model import (
     DualEncoderConfig,
@@ -103,11 +103,11 @@ __all__ = [
 
 class RunConfig(Section):
     name: Name = "run"
-    """The run's name: letters, digits, `_`, `-` and, except at the start, `.`."""
+    """Name of the run: letters, digits, `_`, `-` and, except at the start, `.`."""
     dir: str | None = None
-    """The run folder; `runs/NAME` when left out."""
+    """Run folder; default: `runs/NAME`."""
     seed: CountOrZero = 0
-    """Everything random follows from it: initial weights, the order, crops, captions, dropout."""
+    """Determines everything random: initial weights, sample order, crops, captions, dropout."""
 
     @property
     def folder(self) -> Path:
@@ -116,31 +116,31 @@ class RunConfig(Section):
 
 @offers_choices
 class Config(Section):
-    """A whole training config. `parse_values` makes one whose `model` and `loss` are those of its task."""
+    """A whole training config; `parse_values` makes one with the `model` and `loss` of its task."""
 
     plugins: tuple[str, ...] = ()
-    """Python modules that register kinds of your own: files beside the config, or installed modules."""
+    """Python modules that register kinds of your own: files next to the config, or installed modules."""
     run: RunConfig = RunConfig()
     """The run's name, folder and seed."""
     task: Annotated[TaskSection, Choice("task")] = Contrastive()
     """The kind of training."""
     data: DataConfig
-    """Which rows are trained on, and how they become batches."""
+    """The rows to train on, and how they become batches."""
     model: SerializeAsAny[ModelSection]
-    """The model: its encoders and heads."""
+    """The model to train; for the contrastive task, its encoders and heads."""
     loss: SerializeAsAny[Section]
-    """What training minimises."""
+    """The function that training minimises."""
     optim: OptimConfig = OptimConfig()
     """The optimizer, its learning rates and their schedule."""
     train: TrainConfig = TrainConfig()
-    """How long, on what and how safely."""
+    """Duration, batch size, device, checkpoints and safeguards."""
     evaluate: dict[str, Annotated[EvaluatorSection, Choice("evaluator")]] = Field(default_factory=dict)
-    """What is measured during training and by `clipkit eval`, by names of your own. `data.validation` is short for one
-    measurement of the task's own kind."""
+    """Evaluators to run during training and in `clipkit eval`, by names of your own. `data.validation` is short for one
+    of the task's own kind."""
 
     @property
     def evaluators(self) -> dict[str, EvaluatorSection]:
-        """What is measured, by name; the measurement of `data.validation` has the name ""."""
+        """The evaluators by name; the one of `data.validation` has the name ""."""
         if self.evaluate or self.data.validation is None:
             return dict(self.evaluate)
         return {"": self.task.evaluator(where=self.data.validation, every=self.train.validate_every)}
@@ -165,7 +165,7 @@ def _groups_are_known(config: Config) -> Iterator[tuple[str, str]]:
     for name, group in config.optim.groups.items():
         if name not in known and not group.params:
             listed = ", ".join(f"`{name}`" for name in known)
-            yield f"optim.groups.{name}", f"a group of your own needs `params`; the task's groups are {listed}"
+            yield f"optim.groups.{name}", f"a group of your own needs `params`; the groups of the task are {listed}"
     for name in config.optim.freeze:
         if name not in known and name not in config.optim.groups:
             yield "optim.freeze", f"there is no group `{name}`"
@@ -173,9 +173,9 @@ def _groups_are_known(config: Config) -> Iterator[tuple[str, str]]:
 
 def _batch_can_be_split(train: TrainConfig) -> Iterator[tuple[str, str]]:
     if train.chunk_size and train.accumulate > 1:
-        yield "train.chunk_size", "`train.accumulate` is another way of splitting a batch; give one"
+        yield "train.chunk_size", "cannot be combined with `train.accumulate`; set one of them"
     if train.batch_size % train.accumulate:
-        yield "train.accumulate", f"`train.batch_size`, {train.batch_size}, is not a multiple of it"
+        yield "train.accumulate", f"must divide `train.batch_size`, {train.batch_size}"
 
 
 def _evaluators_can_run(config: Config) -> Iterator[tuple[str, str]]:
@@ -186,11 +186,14 @@ def _evaluators_can_run(config: Config) -> Iterator[tuple[str, str]]:
         yield "train.early_stopping", "needs `evaluate`, or `data.validation` and `train.validate_every`"
 
 
-@cache
 def config_of(task: str) -> type[Config]:
-    """The config of a kind of training, with the keys that its `model` and `loss` may hold."""
+    """The config class of a task, with the keys of its `model` and `loss`."""
     kind = find_kind("task", task)
-    section = kind.section if kind is not None else Contrastive
+    return _config_of(kind.section if kind is not None else Contrastive)
+
+
+@cache
+def _config_of(section: type[Section]) -> type[Config]:
     assert issubclass(section, TaskSection)
     model, loss = (Config.model_fields[name].description for name in ("model", "loss"))
     slot = Choice(f"{section.model_fields['kind'].default}_loss")
@@ -198,14 +201,11 @@ def config_of(task: str) -> type[Config]:
         "model": (section.model_section, Field(description=model)),
         "loss": (Annotated[Section, slot], Field(default=section.default_loss, description=loss)),
     }
-    return create_model("Config", __base__=Config, **fields)
-
-
-when_kinds_change(config_of.cache_clear)
+    return offers_choices(create_model("Config", __base__=Config, __module__=section.__module__, **fields))
 
 
 def parse_values(values: Any) -> Config:
-    """Plain values, as YAML gives them, to the config of their task; raises pydantic's ValidationError."""
+    """Turn plain values, as YAML gives them, into the config of their task; raises pydantic's ValidationError."""
     config = config_of(task_of(values)).model_validate(values)
     if config.optim.groups:
         return config
@@ -214,6 +214,6 @@ def parse_values(values: Any) -> Config:
 
 
 def task_of(values: Any) -> str:
-    """The kind of training that plain values ask for."""
+    """The name of the task in plain values."""
     task = values.get("task") if isinstance(values, Mapping) else None
     return str(task.get("kind", "contrastive")) if isinstance(task, Mapping) else "contrastive"

@@ -1,4 +1,4 @@
-"""`evaluate`: what is measured during training, on which rows and how often."""
+"""`evaluate`: what to measure during training, on which rows and how often."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from clipkit.config.kinds import register
 
 
 class EvaluatorSection(Section):
-    """What every kind of measurement has."""
+    """The keys that all evaluators have."""
 
     dataset: str | None = None
-    """Path or URI of another Lance dataset than `data.dataset`."""
+    """Path or URI of a Lance dataset; default: `data.dataset`."""
     where: str | None = None
-    """SQL that chooses the rows to measure on; every row when left out."""
+    """SQL filter for the rows to measure on; default: every row."""
     every: Duration | None = "1ep"
-    """How often it is measured; null measures in `clipkit eval` alone."""
+    """How often to measure during training; null measures only in `clipkit eval`."""
 
 
 class Retrieval(EvaluatorSection):
     kind: Literal["retrieval"] = "retrieval"
-    """Each caption finds its image among all images, and each image one of its captions."""
+    """Retrieval among all rows: the image of each caption, and a caption of each image."""
 
 
 register("evaluator", Retrieval, "clipkit.evaluators.retrieval:build")

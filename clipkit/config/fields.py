@@ -1,4 +1,4 @@
-"""The kinds of values that a config holds, and what every section has in common."""
+"""The types of values in a config, and the base class of its sections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([kM]?)(st|ep|sa|min)$")
-PRETRAINED = "pretrained"  # frozen for good if a group starts from weights, trained if it does not
+PRETRAINED = "pretrained"  # frozen throughout if the group starts from pretrained weights, otherwise trained
 NAME = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
 PERCENT = re.compile(r"^(\d+(?:\.\d+)?)\s*%$")
 
@@ -33,7 +33,9 @@ def _check_warmup(value: Any) -> str:
         if float(match[1]) > 100:
             raise ValueError(f"`{value}` is more than 100 %")
     elif not DURATION.match(str(value).strip()):
-        raise ValueError(f"`{value}` is not a warm-up; write a share of the run, 3%, or a duration, 500st")
+        raise ValueError(
+            f"`{value}` is not a warm-up; write a share of the run such as 3%, or a duration such as 500st"
+        )
     return str(value)
 
 
@@ -61,7 +63,7 @@ def is_section(value: Any) -> str:
     return "section" if isinstance(value, dict | BaseModel) else "plain"
 
 
-# The titles are how `clipkit config` names these kinds of values.
+# `clipkit config` prints the titles as the types.
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False, title="number")]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False, title="number > 0")]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False, title="number >= 0")]
@@ -77,7 +79,7 @@ Frozen = Annotated[str, BeforeValidator(_check_frozen), Field(title="duration | 
 
 
 class Conflicts(ValueError):
-    """Keys that do not fit together: (the key to blame, counted from the section, what is wrong)."""
+    """Keys that do not fit together: pairs of the key to blame, relative to the section, and what is wrong."""
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__("; ".join(message for _, message in problems))

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
 
 from clipkit.config.fields import Section
 from clipkit.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +31,15 @@ class Kind:
     @property
     def owner(self) -> str:
         """The top-level module that registered it: `clipkit`, or a plugin."""
-        return self.section.__module__.partition(".")[0]
+        return _owner(self.section)
 
 
 _kinds: dict[tuple[str, str], Kind] = {}
 _open_sections: list[type[Section]] = []  # those with a `Choice` below them, the innermost first
-_on_change: list[Callable[[], None]] = []
 
 
 def register(slot: str, section: type[Section], builder: str) -> None:
-    """Make a kind known under the default of its section's `kind`.
+    """Add a kind; its name is the default of its section's `kind`.
 
     Raises ValueError when the section has no such default, or when another module has registered the name.
     """
@@ -53,32 +53,30 @@ def register(slot: str, section: type[Section], builder: str) -> None:
     if known is not None and known.owner != kind.owner:
         raise ValueError(f"`{known.owner}` already has a `{slot}` of the kind `{name}`")
     _kinds[slot, name] = kind
-    _tell()
+    _rebuild()
 
 
 def unregister(owner: str) -> None:
-    """Forget every kind that a top-level module registered."""
+    """Forget every kind and section of a top-level module."""
     for key in [key for key, kind in _kinds.items() if kind.owner == owner]:
         del _kinds[key]
-    _tell()
+    _open_sections[:] = [section for section in _open_sections if _owner(section) != owner]
+    _rebuild()
 
 
-def _tell() -> None:
-    for forget in _on_change:
-        forget()
+def _rebuild() -> None:
     for section in _open_sections:
         section.model_rebuild(force=True)
 
 
-def offers_choices(section: type[Section]) -> type[Section]:
+def _owner(section: type[Section]) -> str:
+    return section.__module__.partition(".")[0]
+
+
+def offers_choices(section: type[S]) -> type[S]:
     """Decorate a section with a `Choice` at any depth, so that it accepts kinds that are registered later."""
     _open_sections.append(section)
     return section
-
-
-def when_kinds_change(forget: Callable[[], None]) -> None:
-    """Call `forget` whenever a kind is added or removed: it drops what was derived from the kinds before."""
-    _on_change.append(forget)
 
 
 def kinds_of(slot: str) -> tuple[Kind, ...]:
@@ -100,7 +98,7 @@ def builder_of(section: Section) -> Callable[..., Any]:
             except (ImportError, AttributeError) as error:
                 raise ConfigError(
                     f"the builder of `kind: {kind.name}`, `{kind.builder}`, cannot be imported: {error}",
-                    f"correct the name that `{section.__class__.__module__}` registers, or install what is missing",
+                    f"correct the name that `{section.__module__}` registers, or install what is missing",
                 ) from error
             return built
     raise LookupError(f"no kind is registered with the section {type(section).__name__}")
@@ -112,10 +110,10 @@ class Choice:
 
     slot: str
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> dict[str, Any]:
         choices = {}
         for kind in kinds_of(self.slot):
             if not issubclass(kind.section, source):
                 raise TypeError(f"`{kind.section.__name__}`, a kind of `{self.slot}`, must be a `{source.__name__}`")
             choices[kind.name] = handler.generate_schema(kind.section)
-        return core_schema.tagged_union_schema(choices, discriminator="kind", from_attributes=True)
+        return {"type": "tagged-union", "choices": choices, "discriminator": "kind", "from_attributes": True}

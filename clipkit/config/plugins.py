@@ -34,6 +34,7 @@ class Plugin:
 
 
 _loaded: dict[str, Plugin] = {}
+_folders: set[str] = set()  # what plugins were imported from so far
 
 
 def load_plugins(names: Sequence[str], *, beside: Path | None) -> list[Plugin]:
@@ -155,6 +156,7 @@ def _load(plugin: Plugin, avoid: Path | None = None) -> Plugin:
     _forget(name)
     folder = Path(plugin.path).parent
     _forget_siblings(folder)
+    _folders.add(str(folder))
     spec = spec_from_file_location(name, file, loader=_SourceLoader(name, str(file)))
     assert spec is not None
     assert spec.loader is not None
@@ -204,7 +206,7 @@ def _forget(name: str) -> None:
 
 def _forget_siblings(folder: Path) -> None:
     """Forget what other plugins imported from beside themselves, where this folder has a module of that name too."""
-    others = {str(Path(plugin.path).parent) for plugin in _loaded.values()} - {str(folder), *sys.path}
+    others = _folders - {str(folder), *sys.path}
     for name, module in list(sys.modules.items()):
         if name not in _loaded and os.path.dirname(_file_of(module)) in others and _beside(name, folder):
             del sys.modules[name]

@@ -10,6 +10,7 @@ import difflib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,7 +19,7 @@ from pydantic.fields import FieldInfo
 from clipkit.config import Config, Conflicts, Section, config_of, parse_values, task_of
 from clipkit.config.document import AFTER_THE_FILE, Document, KeyPath, dotted
 from clipkit.config.kinds import find_kind
-from clipkit.config.reference import list_keys, sections_of, suffix_of
+from clipkit.config.reference import Key, list_keys, sections_of, suffix_of
 
 log = logging.getLogger(__name__)
 
@@ -107,11 +108,12 @@ class _Names:
         if kind is None:
             self.document.report(path, f"needs a `kind`: {' | '.join(options)}")
             known = {option: len(values.keys() & sections[option].model_fields.keys()) for option in options}
-            values["kind"] = kind = max(options, key=known.__getitem__) if any(known.values()) else None
+            kind = max(options, key=known.__getitem__) if any(known.values()) else None
         elif kind not in options:
             self.document.report((*path, "kind"), _not_one_of(kind, options))
-            values["kind"] = kind = _closest(str(kind), options)
+            kind = _closest(str(kind), options)
         if kind is not None:
+            values["kind"] = kind
             self.check_section(sections[kind], values, path, sections)
 
     def _check_unknown_key(self, section: type[Section], values: dict[Any, Any], path: KeyPath, kinds: Kinds) -> None:
@@ -138,6 +140,10 @@ class _Names:
             values[guess] = value
             self.document.copy_origins(path, (*path[:-1], guess))
 
+    @cached_property
+    def _keys(self) -> list[Key]:
+        return list_keys(task_of(self.document.values))
+
     def _is_left_over(self, path: KeyPath) -> bool:
         """Whether the file has the key for the `kind` that it gives, and `--set` asks for another."""
         kind_line, own_line = (self.document.origin((*path[:-1], key)).line for key in ("kind", path[-1]))
@@ -145,8 +151,7 @@ class _Names:
 
     def _same_name_elsewhere(self, path: KeyPath) -> list[str]:
         """Keys of this very name in other sections, where they are few."""
-        keys = list_keys(task_of(self.document.values))
-        found = sorted({key.path for key in keys if key.path.rpartition(".")[2] == path[-1]})
+        found = sorted({key.path for key in self._keys if key.path.rpartition(".")[2] == path[-1]})
         return found if len(found) <= 3 else []
 
 

@@ -37,7 +37,7 @@ def sections_of(field: FieldInfo) -> dict[str | None, type[Section]]:
 
 
 def suffix_of(field: FieldInfo) -> Suffix:
-    """What stands between a key and the keys of its sections: `[]` for a list of sections, `.NAME` for a dict."""
+    """What comes between a key and the keys of its sections: `[]` for a list, `.NAME` for a dict."""
     origin = get_origin(field.annotation)
     return "[]" if origin is tuple else ".NAME" if origin is dict else ""
 
@@ -53,7 +53,7 @@ def _sections_of(annotation: Any) -> dict[str | None, type[Section]]:
 
 
 def _kind_of(section: type[Section]) -> str | None:
-    """The one kind that a section stands for; None if it has no `kind`, or may choose one."""
+    """The only possible `kind` of a section; None if it has no `kind`, or a choice."""
     field = section.model_fields.get("kind")
     return None if field is None or len(get_args(field.annotation)) != 1 else str(field.default)
 
@@ -61,7 +61,7 @@ def _kind_of(section: type[Section]) -> str | None:
 def _keys_of(
     section: type[Section], *, prefix: str, kind: str | None, seen: dict[tuple[type[Section], ...], str]
 ) -> Iterator[Key]:
-    for name, field in section.model_fields.items():
+    for name, field in sorted(section.model_fields.items(), key=lambda item: item[0] != "kind"):
         path = f"{prefix}{name}"
         sections = sections_of(field)
         below = tuple(sections.values())

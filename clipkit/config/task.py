@@ -1,4 +1,4 @@
-"""`task`: the kind of training, which decides what `model` and `loss` may hold."""
+"""`task`: the kind of training, which determines the keys of `model` and `loss`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,16 @@ if TYPE_CHECKING:
 
 
 class TaskSection(Section):
-    """What a kind of training says of itself before anything is built.
-
-    Its losses are the kinds of the slot `KIND_loss`.
-    """
+    """A kind of training: its keys, and what a config of it may contain. Its losses are the kinds of `KIND_loss`."""
 
     model_section: ClassVar[type[ModelSection]]
     default_loss: ClassVar[Section]
     groups: ClassVar[Mapping[str, str | None]]
-    """Names of the optimizer's groups, each with the group whose learning rate it takes when it is left out."""
+    """Names of the optimizer groups, each with the group whose settings it takes when it is left out."""
     default_groups: ClassVar[Mapping[str, Group]]
-    """What `optim.groups` is when it is left out."""
+    """The default of `optim.groups`."""
     evaluator: ClassVar[type[EvaluatorSection]]
-    """The kind of measurement that `data.validation` means."""
+    """The evaluator of `data.validation`."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -45,7 +42,7 @@ class TaskSection(Section):
 
 class Contrastive(TaskSection):
     kind: Literal["contrastive"] = "contrastive"
-    """Two encoders whose embeddings of an image and of its caption meet."""
+    """Two encoders that map an image and its caption to nearby embeddings."""
 
     model_section = DualEncoderConfig
     default_loss = InfoNCE()
@@ -61,15 +58,15 @@ class Contrastive(TaskSection):
 
     def conflicts(self, config: Config) -> Iterator[tuple[str, str]]:
         if config.train.batch_size < 2:
-            yield "train.batch_size", "must be at least 2: a contrastive loss needs a negative"
+            yield "train.batch_size", "must be at least 2: a contrastive loss needs negatives"
         model, features = config.model, config.data.features
         assert isinstance(model, DualEncoderConfig)
         for side, encoder, column in (("image", model.image, features.image), ("text", model.text, features.text)):
             if isinstance(encoder, FeatureImage | FeatureText) != (column is not None):
-                yield f"model.{side}", f"`kind: features` and `data.features.{side}` go together"
+                yield f"model.{side}", f"set `kind: features` and `data.features.{side}` together"
         is_remembered = isinstance(model.text, TransformersText) and model.text.remember
         if is_remembered and not config.optim.freezes_for_good("text_encoder"):
-            yield "model.text.remember", "needs an encoder that stays frozen: `optim.freeze: [text_encoder]`"
+            yield "model.text.remember", "needs a frozen encoder: `optim.freeze: [text_encoder]`"
 
 
 register("task", Contrastive, "clipkit.tasks.contrastive:build")
