@@ -27,7 +27,7 @@ from clipkit.config.data import (
 )
 from clipkit.config.evaluate import EvaluatorSection, Retrieval
 from clipkit.config.fields import PERCENT, PRETRAINED, Conflicts, CountOrZero, Name, Section, parse_duration
-from clipkit.config.kinds import Choice, builder_of, find_kind, offers_choices, register
+from clipkit.config.kinds import Choice, builder_of, find_kind, register
 from clipkit.config.loss import Identity, InfoNCE, Ranking, Sigmoid, SoftTargets
 from clipkit.config.model import (
     DualEncoderConfig,
@@ -114,7 +114,6 @@ class RunConfig(Section):
         return Path(self.dir) if self.dir else Path("runs") / self.name
 
 
-@offers_choices
 class Config(Section):
     """A whole training config; `parse_values` makes one with the `model` and `loss` of its task."""
 
@@ -201,7 +200,7 @@ def _config_of(section: type[Section]) -> type[Config]:
         "model": (section.model_section, Field(description=model)),
         "loss": (Annotated[Section, slot], Field(default=section.default_loss, description=loss)),
     }
-    return offers_choices(create_model("Config", __base__=Config, __module__=section.__module__, **fields))
+    return create_model("Config", __base__=Config, __module__=section.__module__, **fields)
 
 
 def parse_values(values: Any) -> Config:

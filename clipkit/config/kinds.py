@@ -6,17 +6,15 @@ reading a config imports nothing heavy; plugins register their own kinds the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, get_args
 
 from pydantic import GetCoreSchemaHandler
 
 from clipkit.config.fields import Section
 from clipkit.errors import ConfigError
-
-S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,6 @@ class Kind:
 
 
 _kinds: dict[tuple[str, str], Kind] = {}
-_open_sections: list[type[Section]] = []  # those with a `Choice` below them, the innermost first
 
 
 def register(slot: str, section: type[Section], builder: str) -> None:
@@ -60,23 +57,31 @@ def unregister(owner: str) -> None:
     """Forget every kind and section of a top-level module."""
     for key in [key for key, kind in _kinds.items() if kind.owner == owner]:
         del _kinds[key]
-    _open_sections[:] = [section for section in _open_sections if _owner(section) != owner]
+    Section.defined[:] = [section for section in Section.defined if _owner(section) != owner]
     _rebuild()
 
 
 def _rebuild() -> None:
-    for section in _open_sections:
-        section.model_rebuild(force=True)
+    """Let every section with a `Choice` at any depth know the kinds as they are now."""
+    with_choice: set[Any] = set()
+    for section in Section.defined:  # what a section contains was defined before it
+        fields = section.model_fields.values()
+        if any(_has_choice((*field.metadata, field.annotation), with_choice) for field in fields):
+            with_choice.add(section)
+            section.model_rebuild(force=True)
+
+
+def _has_choice(parts: Sequence[Any], with_choice: Set[Any]) -> bool:
+    for part in parts:
+        if isinstance(part, Choice) or (isinstance(part, type) and part in with_choice):
+            return True
+        if _has_choice(get_args(part), with_choice):
+            return True
+    return False
 
 
 def _owner(section: type[Section]) -> str:
     return section.__module__.partition(".")[0]
-
-
-def offers_choices(section: type[S]) -> type[S]:
-    """Decorate a section with a `Choice` at any depth, so that it accepts kinds that are registered later."""
-    _open_sections.append(section)
-    return section
 
 
 def kinds_of(slot: str) -> tuple[Kind, ...]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import model_validator
 
 from clipkit.config.fields import BelowOne, Conflicts, Count, CountOrZero, Positive, Section
-from clipkit.config.kinds import Choice, offers_choices, register
+from clipkit.config.kinds import Choice, register
 
 
 class TimmImage(Section):
@@ -152,7 +152,6 @@ class ModelSection(Section):
     """Start from the weights of this run or checkpoint."""
 
 
-@offers_choices
 class DualEncoderConfig(ModelSection):
     image: ImageEncoder
     """The image encoder."""

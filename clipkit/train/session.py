@@ -10,6 +10,7 @@ from typing import Any
 
 from clipkit.config import Config
 from clipkit.config.differences import find_differences
+from clipkit.config.document import read_document
 from clipkit.config.file import dump_config, load_config, load_run_config, parse_config
 from clipkit.config.plugins import loaded_plugins
 from clipkit.errors import CheckpointError, ConfigError
@@ -141,8 +142,8 @@ def _newest_run(config: Config) -> Run | None:
     named = []
     for path in folder.parent.iterdir():
         if not path.name.startswith(".") and (path / CONFIG).is_file():
-            text = (path / CONFIG).read_text(encoding="utf-8")
-            if parse_config(text, source=str(path / CONFIG)).run.name == config.run.name:
+            document = read_document((path / CONFIG).read_text(encoding="utf-8"), source=str(path / CONFIG))
+            if document.values.get("run", {}).get("name") == config.run.name:
                 named.append(path)
     return Run.open(max(named, key=lambda path: (path / CONFIG).stat().st_mtime)) if named else None
 

@@ -169,8 +169,8 @@ class Trainer:
         named = evaluation.named(result)
         self.metrics = {**self.metrics, **named}
         numbers = numbers_by_path(result)
-        shown = {evaluation.prefix + path: numbers[path] for path in evaluation.evaluator.shown if path in numbers}
-        self.shown |= shown
+        shown = {path: numbers[path] for path in evaluation.evaluator.shown if path in numbers}
+        self.shown |= {evaluation.prefix + path: value for path, value in shown.items()}
         self.record.write({"step": self.step, "epoch": self.plan.epoch(self.step), **named})
         self.progress.evaluated(self.step, evaluation.label, shown)
         if self.criterion is not None and self.criterion.evaluation is evaluation:

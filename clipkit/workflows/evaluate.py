@@ -72,9 +72,10 @@ def evaluate(
         context = EvaluatorContext(model.task, dataset, chosen.rows, model.task_data, BATCH_SIZE)
         evaluator = build_evaluator(section, context)
         with torch.no_grad():
-            result |= evaluator.report(model.module, picture=picture, progress=progress)
+            measured = evaluator.report(model.module, picture=picture, progress=progress)
+        result |= measured
         rows = f"split `{chosen.split}`" if chosen.split else f"rows `{chosen.where or 'all'}`"
-        words += [f"{name}: {rows}" if len(sections) > 1 else rows, *evaluator.describe(result)]
+        words += [f"{name}: {rows}" if len(sections) > 1 else rows, *evaluator.describe(measured)]
         if len(sections) == 1:
             report |= result
         else:
