@@ -117,9 +117,7 @@ def test_pieces_and_ranks_give_the_losses_of_one_process(folder: Path, tags_data
     )
 
 
-def test_a_run_is_opened_with_the_very_plugin_that_trained_it(
-    folder: Path, tags_dataset: Path, run_cli: RunCli
-) -> None:
+def test_a_run_opens_with_the_plugin_that_trained_it(folder: Path, tags_dataset: Path, run_cli: RunCli) -> None:
     result = run_cli(*arguments(tags_dataset), cwd=folder)
     assert result.returncode == 0, result.stderr
     model = open_model(folder / "run")
