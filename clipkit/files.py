@@ -1,8 +1,9 @@
-"""Writing that survives a power cut."""
+"""Writing that survives a power cut, and who may not write where."""
 
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 
@@ -21,6 +22,26 @@ def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
     beside.replace(path)
     if durable:
         sync(path.parent)
+
+
+def permission_hint(path: Path) -> str:
+    """Who owns the path, or the nearest folder above it that exists, and who this process is."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return f"`{there}` belongs to `{_owner(there)}`, this process runs as `{_user()}`: change its permissions"
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except (KeyError, OSError):  # a user of another machine
+        return f"user {path.stat().st_uid}"
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"user {os.geteuid()}"
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The ingest workflow: lock, plan or resume, take the sources in, commit."""
+"""The ingest workflow: lock, plan or resume, read the sources, commit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import lance
 
 from clipkit.errors import DataError
+from clipkit.files import permission_hint
 from clipkit.readers import Item, detect, read
 from clipkit.readers.loading import SourceGuard, load_images
 from clipkit.store import commit
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def ingest(sources: Sequence[str], out: str, options: IngestOptions, *, progress: Progress | None = None) -> Summary:
-    """Take the sources in and give a summary; raises DataError, leaving finished shards for `resume`."""
+    """Read the sources into the dataset; raises DataError, after which finished shards are there for `resume`."""
     started = time.monotonic()
     out = out if is_remote(out) else os.path.abspath(out)
     sources = [absolute_source(source) for source in sources]
@@ -58,7 +59,15 @@ def _check_sources(sources: Sequence[str], options: IngestOptions) -> None:
         if "://" not in source and not has_pattern and not Path(source).exists():
             raise DataError(f"there is no `{source}`", "the first arguments are what to read, the last is the dataset")
         if options.read.format is None:
-            detect(source)
+            _detect(source)
+
+
+def _detect(source: str) -> None:
+    try:
+        detect(source)
+    except PermissionError as error:
+        path = error.filename or source
+        raise DataError(f"no permission to read `{path}`", permission_hint(Path(path))) from error
 
 
 def _check_out(out: str) -> None:
@@ -68,7 +77,7 @@ def _check_out(out: str) -> None:
     if not path.is_dir():
         raise DataError(f"`{out}` is a file, not a dataset", "choose another name for the dataset")
     if any(path.iterdir()) and not any((path / name).is_dir() for name in ("_versions", "_ingest")):
-        raise DataError(f"`{out}` is a folder that holds no dataset", "choose another name for the dataset")
+        raise DataError(f"`{out}` is a folder without a dataset", "choose another name for the dataset")
 
 
 def _run(out: str, job: IngestJob, staging: Staging, interrupt: Interrupt, progress: Progress | None) -> Summary:
@@ -81,19 +90,19 @@ def _run(out: str, job: IngestJob, staging: Staging, interrupt: Interrupt, progr
             _take_in(number, job, writer, intake, interrupt)
             if interrupt.signal is not None:
                 writer.finish_shard()
-                log.warning("interrupted: %d rows are kept; the same command with --resume goes on", writer.counts.rows)
+                log.warning("interrupted: %d rows are kept; run the same command with --resume", writer.counts.rows)
                 interrupt.end()
         writer.finish_shard()
     except BaseException:
         writer.abandon()
-        if not staging.receipts:  # nothing that a resume could go on from
+        if not staging.receipts:  # there is nothing to resume
             discard(out, staging, has_versions=job.plan.base_version is not None)
         raise
     return _finish(out, job, staging, writer, intake)
 
 
 def _take_in(number: int, job: IngestJob, writer: DatasetWriter, intake: Intake, interrupt: Interrupt) -> None:
-    """Everything of one source, from where earlier attempts came to."""
+    """Read one source, from where an earlier attempt stopped."""
     source = job.sources[number]
     guard = SourceGuard(source)
     intake.start_source(number)
@@ -124,14 +133,17 @@ def _items(source: str, number: int, job: IngestJob, writer: DatasetWriter) -> I
             )
         yield from items
     except (OSError, EOFError, zlib.error) as error:  # the last two of what is compressed, and cut short or damaged
+        if isinstance(error, PermissionError):
+            path = error.filename or source
+            raise DataError(f"no permission to read `{path}`", permission_hint(Path(path))) from error
         raise DataError(
             f"`{source}` cannot be read any further: {error}",
-            "once it is mended, give the same command again with --resume: what is finished is kept",
+            "fix it, then run the same command with --resume: finished shards are kept",
         ) from error
 
 
 def _finish(out: str, job: IngestJob, staging: Staging, writer: DatasetWriter, intake: Intake) -> Summary:
-    """Write down what was turned away, then commit."""
+    """Write down what was rejected, then commit."""
     rejected = [line for receipt in staging.receipts for line in receipt.rejected]
     reasons = Counter(line["reason"] for line in rejected if "repeat_of" not in line)
     num_rejected = reasons.total()
@@ -143,9 +155,8 @@ def _finish(out: str, job: IngestJob, staging: Staging, writer: DatasetWriter, i
         staging.clear()
         most = "; ".join(f"{reason}: {number}" for reason, number in reasons.most_common(3))
         raise DataError(
-            f"nothing readable was found in {', '.join(f'`{s}`' for s in job.sources)}"
-            + (f" ({most})" if most else ""),
-            f"`{path}` names every row" if path else "is it the right folder, and the right --format?",
+            f"no row could be read from {', '.join(f'`{s}`' for s in job.sources)}" + (f" ({most})" if most else ""),
+            f"`{path}` names every row" if path else "check the folder and --format",
         )
     provenance = {
         **job.plan.provenance,
@@ -160,8 +171,8 @@ def _finish(out: str, job: IngestJob, staging: Staging, writer: DatasetWriter, i
     }
     image_storage = writer.image_storage
     if job.options.read.split_files and counts.rows and not counts.splits:
-        log.warning("no row stands in a list of --split-file: does it name images, one a line?")
-    if counts.rows or num_rejected:  # a retry asks the dataset how the rows that were turned away were read
+        log.warning("no row is in a list of --split-file: a list names one image a line")
+    if counts.rows or num_rejected:  # a retry reads from the dataset how the rejected rows were read
         version = writer.commit(provenance)
     else:
         version = commit.current_version(out) or 0

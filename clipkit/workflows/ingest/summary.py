@@ -1,4 +1,4 @@
-"""What an ingest reports while it runs and at its end."""
+"""What an ingest reports, while it runs and at its end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from clipkit.store.staging import Counts
 
 class Progress(Protocol):
     def update(self, *, rows: int, rejected: int, num_bytes: int) -> None:
-        """Rows stored, rows turned away and bytes stored since the last call."""
+        """Rows stored, rows rejected and bytes stored since the last call."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What an ingest did. `counts` is of the rows that it wrote, `total_rows` of the whole dataset."""
+    """What an ingest did. `counts` is about the rows that it wrote, `total_rows` about the whole dataset."""
 
     out: str
     version: int

@@ -59,7 +59,7 @@ def test_a_signal_keeps_what_is_there(large_corpus: Path, tmp_path: Path, number
     assert "--resume" in errors
     assert "Traceback" not in errors
     assert list((out / "_ingest").glob("shard-*.json"))
-    with pytest.raises(DataError, match="has not come to its end"):
+    with pytest.raises(DataError, match="is not finished"):
         Dataset(out)
     without_resume = start(large_corpus, out)
     assert "--resume" in without_resume.communicate(timeout=60)[1]
@@ -185,7 +185,7 @@ def test_another_writer_between_plan_and_commit(make_corpus: MakeCorpus, tmp_pat
         return ingest([str(more)], str(out), IngestOptions(mode="append"), progress=Meanwhile())
 
     assert append_while("theirs", range(5, 8)).total_rows == 9
-    with pytest.raises(DataError, match="somebody else added"):
+    with pytest.raises(DataError, match="another writer added"):
         append_while("000009.jpg", range(8, 12))
     ids = [row["image_id"] for row in read_rows(out)]
     assert len(ids) == len(set(ids)) == 10
@@ -220,5 +220,5 @@ def test_the_lock_goes_with_its_holder(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no folder can be made in Linux's /proc, not even by root")
 def test_a_place_where_no_folder_can_be_made() -> None:
-    with pytest.raises(DataError, match="no folder can be made there"), exclusive("/proc/o.lance"):
+    with pytest.raises(DataError, match="no folder can be created there"), exclusive("/proc/o.lance"):
         pass
