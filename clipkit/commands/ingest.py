@@ -49,6 +49,13 @@ def ingest(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="A further column to keep; may be repeated, or '*' for all."),
     ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="The columns of a table without a header line, such as image,caption."),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The encoding of text files, such as latin-1; usually UTF-8.")
+    ] = None,
     class_template: Annotated[
         str, typer.Option(metavar="TEXT", help="The caption of an image of a class.")
     ] = "a photo of a {}",
@@ -124,6 +131,8 @@ def ingest(
             caption_columns=tuple(caption_column or ()),
             id_column=id_column,
             keep=tuple(keep or ()),
+            columns=tuple(name.strip() for name in columns.split(",")) if columns else (),
+            encoding=encoding,
             class_template=class_template,
             split=split,
             split_files=dict(_split_file(text) for text in split_file or ()),

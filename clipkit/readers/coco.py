@@ -12,8 +12,9 @@ from typing import Any
 
 from clipkit.errors import DataError
 from clipkit.readers.json_stream import elements, first_elements
-from clipkit.readers.paths import BadPath, Root, find_image_folder, folders_in
-from clipkit.readers.source import Item, ReadOptions, Rejected, split_in_name, split_name
+from clipkit.readers.paths import BadPath, Root, folders_in
+from clipkit.readers.search import ImageSearch
+from clipkit.readers.source import Item, ReadOptions, Rejected, SourceReport, split_in_name, split_name
 from clipkit.readers.values import RESERVED, as_captions, as_scalar, kept_name
 from clipkit.store.groups import Groups
 from clipkit.types import Record, Scalar
@@ -28,12 +29,12 @@ def detect(source: str) -> bool:
     return bool(_caption_files(Path(source)))
 
 
-def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
+def read(source: str, options: ReadOptions, skip: int, report: SourceReport) -> Iterator[Item]:
     """Records in the order of the files' `images`."""
-    return islice(_read(Path(source), options), skip, None)
+    return islice(_read(Path(source), options, report), skip, None)
 
 
-def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
+def _read(source: Path, options: ReadOptions, report: SourceReport) -> Iterator[Item]:
     files = _caption_files(source)
     if not files:
         raise DataError(
@@ -42,8 +43,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
         )
     for file in files:
         names = _image_names(file)
-        folder = options.image_dir or find_image_folder(_base_of(file), names, allow_outside=options.allow_outside)
-        root = Root(folder, allow_outside=options.allow_outside)
+        root = ImageSearch(_base_of(file), names, options, report)
         read_file = _read_karpathy if _is_karpathy(file) else _read_coco
         yield from read_file(file, root, options)
 
@@ -92,7 +92,7 @@ def _extra(image: Mapping[str, Any], number: object, options: ReadOptions) -> di
 
 def _item(root: Root, image_id: str, file_name: str, draft: Record) -> Item:
     try:
-        image = root.resolve(file_name)
+        image = root.locate(file_name, draft.split)
     except BadPath as error:
         return Rejected(image_id, draft.source, str(error))
     if not draft.captions:

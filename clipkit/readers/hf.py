@@ -12,8 +12,8 @@ import pyarrow as pa
 from clipkit.errors import DataError
 from clipkit.readers.arrow import BATCH_ROWS, batch_rows
 from clipkit.readers.paths import Root
-from clipkit.readers.rows import Row, num_records, records
-from clipkit.readers.source import Item, ReadOptions, split_name
+from clipkit.readers.rows import TableRow, num_records, records
+from clipkit.readers.source import Item, ReadOptions, SourceReport, split_name
 
 STATE_FILE = "state.json"
 SPLITS_FILE = "dataset_dict.json"
@@ -24,7 +24,7 @@ def detect(source: str) -> bool:
     return (path / STATE_FILE).is_file() or (path / SPLITS_FILE).is_file()
 
 
-def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
+def read(source: str, options: ReadOptions, skip: int, report: SourceReport) -> Iterator[Item]:
     """Records of a saved dataset, or of each split of a saved dictionary of them in its order."""
     path = Path(source)
     if (path / SPLITS_FILE).is_file():
@@ -54,7 +54,7 @@ class ArrowTable:
         except (KeyError, TypeError, IndexError, OSError, pa.ArrowInvalid) as error:
             raise DataError(f"`{folder}` is no dataset saved by `datasets`: {error}", "is it complete?") from error
 
-    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[TableRow]:
         has_images = any(pa.types.is_nested(self.schema.field(c).type) for c in columns if c in self.schema.names)
         number = 0
         for file in self._files:

@@ -11,8 +11,8 @@ import pyarrow as pa
 from clipkit.errors import DataError, first_line
 from clipkit.readers.arrow import BATCH_ROWS, batch_rows
 from clipkit.readers.paths import Root
-from clipkit.readers.rows import Row, records
-from clipkit.readers.source import Item, ReadOptions
+from clipkit.readers.rows import TableRow, records
+from clipkit.readers.source import Item, ReadOptions, SourceReport
 
 IO_BUFFER_BYTES = 64 << 20
 
@@ -21,7 +21,7 @@ def detect(source: str) -> bool:
     return source.rstrip("/").endswith(".lance") or (Path(source) / "_versions").is_dir()
 
 
-def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
+def read(source: str, options: ReadOptions, skip: int, report: SourceReport) -> Iterator[Item]:
     """Records in the order of the dataset's newest version."""
     root = Root(options.image_dir or Path(source).parent, allow_outside=options.allow_outside)
     return records(LanceTable(source), options, root, skip=skip)
@@ -39,7 +39,7 @@ class LanceTable:
         self.schema = self._dataset.schema
         self._blobs = {field.name for field in self.schema if _is_blob(field)}
 
-    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[TableRow]:
         name = self.name.rstrip("/").rpartition("/")[2]
         blobs = [column for column in columns if column in self._blobs]
         scanner = self._dataset.scanner(
