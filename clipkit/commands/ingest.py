@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +12,9 @@ from clipkit import console
 
 if TYPE_CHECKING:
     from clipkit.workflows.ingest import MaxRejected, Summary
+
+
+NUM_NAMES = 5  # of files and folders that the summary lists
 
 
 def register(app: typer.Typer) -> None:
@@ -210,6 +214,8 @@ def _print_summary(summary: Summary, *, as_json: bool) -> None:
         f"{counts.rows} rows, {counts.captions} captions, {console.format_bytes(counts.bytes)} of images"
         f" in {summary.seconds:.1f} s -> {summary.out} (version {summary.version}, {summary.total_rows} rows)"
     )
+    for source in summary.sources:
+        console.print_result(_how_read(source))
     if counts.splits:
         console.print_result("splits: " + ", ".join(f"{name} {rows}" for name, rows in sorted(counts.splits.items())))
     skipped = {
@@ -220,9 +226,22 @@ def _print_summary(summary: Summary, *, as_json: bool) -> None:
     for reason, number in skipped.items():
         if number:
             console.print_result(f"skipped: {number} ({reason})")
+    if summary.without_caption:
+        console.print_result(f"left out: {summary.without_caption} images without a caption, in the same folders")
     if summary.rejected:
         console.print_result(f"rejected: {summary.rejected}, listed in {summary.rejected_file}")
         for reason, number in list(summary.reasons.items())[:10]:
             console.print_result(f"  {number:>6}  {reason}")
     if not summary.already_finished:
         console.say(f"next: clipkit info {summary.out}")
+
+
+def _how_read(source: Mapping[str, Any]) -> str:
+    """The reader of a source, the files that it read, the folders of the images, and what it did not read."""
+    parts = {"files": source["files"], "images from": source["image_folders"], "not read": source["passed_over"]}
+    listed = [f"{title} {_some(names)}" for title, names in parts.items() if names]
+    return "; ".join([f"{source['source']}: read as {source['reader']}", *listed])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NUM_NAMES]) + (f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else "")

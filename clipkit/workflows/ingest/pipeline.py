@@ -15,7 +15,7 @@ import lance
 
 from clipkit.errors import DataError
 from clipkit.files import permission_hint
-from clipkit.readers import Item, detect, read
+from clipkit.readers import Item, SourceReport, detect, read
 from clipkit.readers.loading import SourceGuard, load_images
 from clipkit.store import commit
 from clipkit.store.locks import exclusive, is_remote
@@ -27,7 +27,7 @@ from clipkit.workflows.ingest.intake import Intake
 from clipkit.workflows.ingest.interrupt import Interrupt
 from clipkit.workflows.ingest.options import IngestOptions, absolute_source
 from clipkit.workflows.ingest.start import Finished, IngestJob, start
-from clipkit.workflows.ingest.summary import Progress, Summary
+from clipkit.workflows.ingest.summary import Progress, Summary, count_without_caption, describe_source
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,13 @@ def _run(out: str, job: IngestJob, staging: Staging, interrupt: Interrupt, progr
         remove_orphans(out, [path for receipt in staging.receipts for path in receipt.paths])
     writer = DatasetWriter(out, staging, storage=job.options.storage)
     intake = Intake(out, job, staging, writer, progress)
+    reports: list[SourceReport] = []
+    is_whole = not writer.position.num_items
+    first = writer.position.source
     try:
-        for number in range(writer.position.source, len(job.sources)):
-            _take_in(number, job, writer, intake, interrupt)
+        for number in range(first, len(job.sources)):
+            reports.append(SourceReport())
+            _take_in(number, job, writer, intake, interrupt, reports[-1])
             if interrupt.signal is not None:
                 writer.finish_shard()
                 log.warning("interrupted: %d rows are kept; run the same command with --resume", writer.counts.rows)
@@ -98,16 +102,22 @@ def _run(out: str, job: IngestJob, staging: Staging, interrupt: Interrupt, progr
         if not staging.receipts:  # there is nothing to resume
             discard(out, staging, has_versions=job.plan.base_version is not None)
         raise
-    return _finish(out, job, staging, writer, intake)
+    return replace(
+        _finish(out, job, staging, writer, intake, reports),
+        # The images of what an earlier attempt read are not known.
+        without_caption=sum(map(count_without_caption, reports)) if is_whole else 0,
+    )
 
 
-def _take_in(number: int, job: IngestJob, writer: DatasetWriter, intake: Intake, interrupt: Interrupt) -> None:
+def _take_in(
+    number: int, job: IngestJob, writer: DatasetWriter, intake: Intake, interrupt: Interrupt, report: SourceReport
+) -> None:
     """Read one source, from where an earlier attempt stopped."""
     source = job.sources[number]
     guard = SourceGuard(source)
     intake.start_source(number)
     loaded = load_images(
-        _items(source, number, job, writer),
+        _items(source, number, job, writer, report),
         job.options.image,
         fetch=job.options.fetch,
         wanted=intake.wants,
@@ -119,12 +129,12 @@ def _take_in(number: int, job: IngestJob, writer: DatasetWriter, intake: Intake,
         intake.take(one)
 
 
-def _items(source: str, number: int, job: IngestJob, writer: DatasetWriter) -> Iterator[Item]:
+def _items(source: str, number: int, job: IngestJob, writer: DatasetWriter, report: SourceReport) -> Iterator[Item]:
     """The source's items after those that have receipts."""
     position = writer.position
     done = position.num_items if position.source == number else 0
     try:
-        items = read(source, job.options.read, skip=max(0, done - 1))
+        items = read(source, job.options.read, skip=max(0, done - 1), report=report)
         if done and (last := next(items, None)) is not None and last.image_id != position.last_id:
             raise DataError(
                 f"`{source}` has changed since the ingest was interrupted: its item {done} was "
@@ -142,7 +152,14 @@ def _items(source: str, number: int, job: IngestJob, writer: DatasetWriter) -> I
         ) from error
 
 
-def _finish(out: str, job: IngestJob, staging: Staging, writer: DatasetWriter, intake: Intake) -> Summary:
+def _finish(
+    out: str,
+    job: IngestJob,
+    staging: Staging,
+    writer: DatasetWriter,
+    intake: Intake,
+    reports: Sequence[SourceReport],
+) -> Summary:
     """Write down what was rejected, then commit."""
     rejected = [line for receipt in staging.receipts for line in receipt.rejected]
     reasons = Counter(line["reason"] for line in rejected if "repeat_of" not in line)
@@ -158,8 +175,11 @@ def _finish(out: str, job: IngestJob, staging: Staging, writer: DatasetWriter, i
             f"no row could be read from {', '.join(f'`{s}`' for s in job.sources)}" + (f" ({most})" if most else ""),
             f"`{path}` names every row" if path else "check the folder and --format",
         )
+    read_sources = job.sources[len(job.sources) - len(reports) :]  # without those that an earlier attempt read
+    described = [describe_source(source, report) for source, report in zip(read_sources, reports, strict=True)]
     provenance = {
         **job.plan.provenance,
+        "reports": described,
         "id": job.plan.id,
         "fingerprint": job.plan.fingerprint,
         "created": job.plan.created,
@@ -187,4 +207,5 @@ def _finish(out: str, job: IngestJob, staging: Staging, writer: DatasetWriter, i
         rejected_file=path,
         image_storage=image_storage,
         first_row_s=writer.first_write_at,
+        sources=described,
     )
