@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
+
+from clipkit.errors import DataError
 
 
 def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
@@ -24,9 +29,20 @@ def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
         sync(path.parent)
 
 
-def permission_hint(path: Path) -> str:
-    """Who owns the path, or the nearest folder above it that exists, and who this process is."""
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+@contextmanager
+def permission_to(verb: Literal["read", "write"], place: str | Path) -> Iterator[None]:
+    """Turn a missing permission into a DataError that names the file, its owner and this process's user."""
+    try:
+        yield
+    except PermissionError as error:
+        path = error.filename or place
+        raise DataError(f"no permission to {verb} `{path}`", permission_hint(path)) from error
+
+
+def permission_hint(path: str | Path) -> str:
+    """Who owns the path, or the nearest folder above it that is there, and who this process is."""
+    path = Path(path).absolute()
+    there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
     return f"`{there}` belongs to `{_owner(there)}`, this process runs as `{_user()}`: change its permissions"
 
 

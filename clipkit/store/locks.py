@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipkit.errors import DataError
-from clipkit.files import permission_hint
+from clipkit.files import permission_to
 
 STAGING_NAME = "_ingest"
 ATTEMPTS = 100  # while other ingests remove the folder as they end
@@ -63,17 +63,14 @@ def _acquire(uri: str, folder: Path) -> int:
     path = folder / "lock"
     for attempt in range(ATTEMPTS):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            with permission_to("write", uri):
+                folder.mkdir(parents=True, exist_ok=True)
+                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError as error:  # another ingest has just finished and removed the folder
             if attempt < ATTEMPTS - 1:
                 continue
             raise DataError(
                 f"`{uri}` cannot be written: no folder can be created there", "choose another place"
-            ) from error
-        except PermissionError as error:
-            raise DataError(
-                f"no permission to write `{uri}`", f"{permission_hint(folder)}, or choose another place"
             ) from error
         except OSError as error:
             raise DataError(f"`{uri}` cannot be written: {error.strerror}", "choose another place") from error

@@ -122,7 +122,7 @@ def writing_error(
     if "No space left" in text or "os error 28" in text or "Disk quota" in text:
         return DataError(f"the disk is full: `{file}` could not be written", f"free some space, then {again}")
     if isinstance(error, PermissionError) or "Permission denied" in text:
-        return DataError(f"no permission to write `{file}`", f"{permission_hint(Path(file))}, then {again}")
+        return DataError(f"no permission to write `{file}`", f"{permission_hint(file)}, then {again}")
     return DataError(f"`{file}` could not be written: {first_line(error)}", f"fix the cause, then {again}")
 
 

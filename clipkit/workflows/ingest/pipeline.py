@@ -14,7 +14,7 @@ from pathlib import Path
 import lance
 
 from clipkit.errors import DataError
-from clipkit.files import permission_hint
+from clipkit.files import permission_to
 from clipkit.readers import Item, SourceReport, detect, read
 from clipkit.readers.loading import SourceGuard, load_images
 from clipkit.store import commit
@@ -39,7 +39,8 @@ def ingest(sources: Sequence[str], out: str, options: IngestOptions, *, progress
     sources = [absolute_source(source) for source in sources]
     if options.retry is None:
         _check_sources(sources, options)
-    _check_out(out)
+    with permission_to("write", out):
+        _check_out(out)
     try:
         with exclusive(out) as folder, Interrupt() as interrupt:
             staging = Staging(folder)
@@ -55,19 +56,16 @@ def ingest(sources: Sequence[str], out: str, options: IngestOptions, *, progress
 
 def _check_sources(sources: Sequence[str], options: IngestOptions) -> None:
     for source in sources:
-        has_pattern = any(character in source for character in "{*?[")
-        if "://" not in source and not has_pattern and not Path(source).exists():
-            raise DataError(f"there is no `{source}`", "the first arguments are what to read, the last is the dataset")
-        if options.read.format is None:
-            _detect(source)
+        with permission_to("read", source):
+            _check_source(source, options)
 
 
-def _detect(source: str) -> None:
-    try:
+def _check_source(source: str, options: IngestOptions) -> None:
+    has_pattern = any(character in source for character in "{*?[")
+    if "://" not in source and not has_pattern and not Path(source).exists():
+        raise DataError(f"there is no `{source}`", "the first arguments are what to read, the last is the dataset")
+    if options.read.format is None:
         detect(source)
-    except PermissionError as error:
-        path = error.filename or source
-        raise DataError(f"no permission to read `{path}`", permission_hint(Path(path))) from error
 
 
 def _check_out(out: str) -> None:
@@ -141,11 +139,9 @@ def _items(source: str, number: int, job: IngestJob, writer: DatasetWriter, repo
                 f"`{position.last_id}` and is `{last.image_id}`",
                 "start over with --overwrite",
             )
-        yield from items
-    except (OSError, EOFError, zlib.error) as error:  # the last two of what is compressed, and cut short or damaged
-        if isinstance(error, PermissionError):
-            path = error.filename or source
-            raise DataError(f"no permission to read `{path}`", permission_hint(Path(path))) from error
+        with permission_to("read", source):
+            yield from items
+    except (OSError, EOFError, zlib.error) as error:  # the last two of compressed files that are truncated or damaged
         raise DataError(
             f"`{source}` cannot be read any further: {error}",
             "fix it, then run the same command with --resume: finished shards are kept",
