@@ -15,6 +15,7 @@ from clipkit.readers.json_stream import elements, first_elements
 from clipkit.readers.paths import BadPath, Root, folders_in
 from clipkit.readers.search import ImageSearch
 from clipkit.readers.source import Item, ReadOptions, Rejected, SourceReport, split_in_name, split_name
+from clipkit.readers.table import candidates
 from clipkit.readers.values import RESERVED, as_captions, as_scalar, kept_name
 from clipkit.store.groups import Groups
 from clipkit.types import Record, Scalar
@@ -41,7 +42,10 @@ def _read(source: Path, options: ReadOptions, report: SourceReport) -> Iterator[
             f"`{source}` is not a COCO or Karpathy caption file, or a folder of them",
             "such a file has `images` and `annotations` with captions, or `images` with `sentences`",
         )
+    if source.is_dir():
+        report.passed_over += [os.path.relpath(file, source) for file in candidates(source) if file not in files]
     for file in files:
+        report.files.append(os.path.relpath(file, source) if source.is_dir() else file.name)
         names = _image_names(file)
         root = ImageSearch(_base_of(file), names, options, report)
         read_file = _read_karpathy if _is_karpathy(file) else _read_coco

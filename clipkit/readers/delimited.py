@@ -17,7 +17,7 @@ from clipkit.errors import DataError
 from clipkit.readers.paths import looks_like_image
 from clipkit.readers.roles import usual_role
 from clipkit.readers.source import ReadOptions
-from clipkit.readers.values import unquote
+from clipkit.readers.values import as_bytes, unquote
 
 NUM_SNIFFED_BYTES = 1 << 16
 NUM_SNIFFED_LINES = 5
@@ -30,7 +30,7 @@ NAMED_LINE = re.compile(rf'"?[^,|\t":;]+{NAME}(?:"?\s*([,|\t;])|#\d+\s*([\t,]))'
 SPACED_LINE = re.compile(rf"\S+{NAME}\s+\S", re.IGNORECASE)
 NUMBERED = re.compile(r"\s*(\d+)\s*[|,\t]?(.*)", re.DOTALL)
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-IMAGE, NUMBER, CAPTION = "image", "comment_number", "caption"
+IMAGE, IMAGE_ID, NUMBER, CAPTION = "image", "image_id", "comment_number", "caption"
 
 
 class Layout(NamedTuple):
@@ -53,7 +53,9 @@ def open_text(file: Path, encoding: str | None = None) -> IO[str]:
     with opener(file, "rb") as stream:
         head = stream.read(NUM_SNIFFED_BYTES)
     newline = "\r" if b"\r" in head and b"\n" not in head else "\n"
-    return opener(file, "rt", encoding=encoding or sniff_encoding(head), errors="surrogateescape", newline=newline)
+    name = encoding or sniff_encoding(head)
+    errors = "replace" if name.startswith("utf-16") else "surrogateescape"  # which UTF-16 has no use for
+    return opener(file, "rt", encoding=name, errors=errors, newline=newline)
 
 
 def sniff_encoding(head: bytes) -> str:
@@ -91,6 +93,8 @@ def sniff(file: Path, options: ReadOptions) -> Layout:
     if any(usual_role(field) or field.strip() in given for field in fields):
         return _layout(separator, _unique(fields), has_header=True)
     images = [number for number, field in enumerate(fields) if looks_like_image(field)]
+    if len(fields) == 2 and not images and as_bytes(fields[1]) is not None:
+        return _layout(separator, (IMAGE_ID, IMAGE), has_header=False)
     if not images:
         image = next((n for n in range(2) if _is_alike(parse_line(first, separator), others, separator, n)), None)
         if len(fields) != 2 or image is None:
@@ -131,7 +135,11 @@ def rows_of(
             yield number, fields, ""
         elif line.strip(" \ufeff"):
             fields = _mended(fields, layout)
-            problem = "" if len(fields) == width else f"the line has {len(fields)} fields, not {width}"
+            problem = (
+                ""
+                if len(fields) == width
+                else f"the line has {len(fields)} field{'s' * (len(fields) != 1)}, not {width}"
+            )
             yield number, None if problem else fields, problem
 
 
@@ -249,7 +257,7 @@ def _separator(first: str, *, is_tab: bool) -> str:
     if match := NAMED_LINE.match(first):
         return match[1] or match[2]
     bare = re.sub(r'"[^"]*"', "", first)  # a quoted name may have any character in it
-    if "\t" in bare and looks_like_image(bare.rpartition("\t")[2]):
+    if any(map(looks_like_image, bare.split("\t"))) and "\t" in bare:
         return "\t"
     if SPACED_LINE.match(first):
         return " "

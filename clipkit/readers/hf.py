@@ -52,7 +52,9 @@ class ArrowTable:
             with pa.memory_map(str(self._files[0])) as stream, pa.ipc.open_stream(stream) as reader:
                 self.schema = reader.schema
         except (KeyError, TypeError, IndexError, OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"`{folder}` is not a dataset saved by `datasets`: {error}", "check that all files are there") from error
+            raise DataError(
+                f"`{folder}` is not a dataset saved by `datasets`: {error}", "check that all files are there"
+            ) from error
 
     def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[TableRow]:
         has_images = any(pa.types.is_nested(self.schema.field(c).type) for c in columns if c in self.schema.names)

@@ -7,6 +7,7 @@ gather an image's captions, then the rows in which an image first stands, with e
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from clipkit.readers.paths import BadPath, Root, image_name
+from clipkit.readers.paths import BadPath, Root, image_name, looks_like_image
 from clipkit.readers.roles import Roles, choose_roles, is_name
 from clipkit.readers.source import (
     Item,
@@ -32,6 +33,7 @@ from clipkit.store.groups import Group, Groups
 from clipkit.types import Record, Url
 
 NUM_SAMPLED_ROWS = 1000
+SEVERAL = re.compile(r"\s*[,;|]\s*")  # between the images of an item
 
 
 class TableRow(NamedTuple):
@@ -115,7 +117,8 @@ def _prepare(table: Table, options: ReadOptions, report: SourceReport) -> tuple[
     samples = (row.values for row in islice(table.rows(columns), NUM_SAMPLED_ROWS) if row.values and row.values[0])
     first = next(samples, None)
     image: Any = first[0] if first else None
-    if isinstance(image, list) and isinstance(image[0], (str, dict, bytes)):
+    if (several := _several_images(image)) is not None:
+        image = several
         table = _OneImageARow(table, roles.image)
         value_kind = table.schema.field(roles.image).type
         is_struct = pa.types.is_struct(value_kind) or isinstance(image[0], dict)
@@ -144,6 +147,16 @@ def _is_shared(samples: Sequence[Sequence[Any]]) -> bool:
     )
 
 
+def _several_images(value: Any) -> list[Any] | None:
+    """The images of an item that has a list of them, also as text; None for a single one."""
+    if isinstance(value, list):
+        return value if value and isinstance(value[0], (str, dict, bytes)) else None
+    if not isinstance(value, str) or not SEVERAL.search(value):
+        return None
+    names = as_captions([value]) if value.strip().startswith("[") else SEVERAL.split(value.strip())
+    return names if len(names) > 1 and all(map(looks_like_image, names)) else None
+
+
 def _is_base64(value: Any) -> bool:
     return isinstance(value, str) and as_bytes(value) is not None
 
@@ -166,8 +179,8 @@ class _OneImageARow:
         number = 0
         for row in self._table.rows(read):
             values = dict(zip(read, row.values, strict=True)) if row.values is not None else {}
-            images = values.get(self._column) or [None]
-            for image in images if isinstance(images, list) else [images]:
+            images = _several_images(values.get(self._column))
+            for image in images or [values.get(self._column) or None]:
                 if number >= start:
                     values[self._column] = image
                     values[path] = image.get("path") if isinstance(image, dict) else None

@@ -47,7 +47,12 @@ class ImageSearch(Root):
         self._report = report
         self._index: _Index | None = None
         self._prefix = ""  # folders of another machine, which are cut off the names
+        self._folders: dict[str, bool] = {}
+        self._is_flat = False  # the images are beside the table, and no others are meant
+        self._copies: set[str] = set()  # folders of other pictures of the same names, which are not meant
+        self._is_checked = False
         self._check([image_name(name) for name in islice(names, NUM_SAMPLES)])
+        self._is_checked = True
 
     def locate(self, name: str, split: str | None = None) -> Path | Url:
         place = super().locate(name, split)
@@ -83,16 +88,31 @@ class ImageSearch(Root):
         if self._index is None:
             self._index = _Index(self.folder, follow_links=self.allow_outside)
         found: Sequence[str] = self._index.find(name)
+        place = os.path.dirname(name)
+        if self._is_flat if place == "" else self._is_folder(place):
+            found = [path for path in found if os.path.dirname(path) == place]
+        else:
+            found = [path for path in found if os.path.dirname(path) not in self._copies]
         if len(found) > 1:
             found = self._narrow(name, found, split)
         return super().resolve(found[0]) if found else None
+
+    def _is_folder(self, place: str) -> bool:
+        """Whether a name's folder is there, so that the image is in it or missing."""
+        if place not in self._folders:
+            self._folders[place] = os.path.isdir(os.path.join(self.folder, place))
+        return self._folders[place]
 
     def _narrow(self, name: str, found: Sequence[str], split: str | None) -> Sequence[str]:
         """The one of several files that is meant; raises DataError where that cannot be told."""
         folders = {path: os.path.dirname(path) for path in found}
         like_images = [path for path in found if os.path.basename(folders[path]).lower() in IMAGE_FOLDERS]
         if like_images:
-            found = [path for path in like_images if path.count("/") == min(p.count("/") for p in like_images)]
+            nearest = min(path.count("/") for path in like_images)
+            others = found
+            found = [path for path in like_images if path.count("/") == nearest]
+            if not self._is_checked:
+                self._copies |= {folders[path] for path in others if path not in found}
         if len(found) > 1 and split is not None:
             found = [path for path in found if split_of_folder(folders[path]) == split] or found
         if len(found) > 1:
@@ -112,7 +132,9 @@ class ImageSearch(Root):
     def _check(self, names: Sequence[str]) -> None:
         """Find out how the table's names relate to the folder; raises DataError where none is found."""
         names = [name for name in names if name and "\0" not in name and "://" not in name[:12]]
-        if not names or any(map(self._is_found, names)):
+        self._is_flat = any("/" not in name and os.path.isfile(os.path.join(self.folder, name)) for name in names)
+        found = [self._is_found(name) for name in names]  # each of them, to learn of copies
+        if not names or any(found):
             return
         if not self._is_given and all(self._leads_elsewhere(name) for name in names):
             return  # each of them is judged by itself

@@ -63,6 +63,7 @@ def read(source: str, options: ReadOptions, skip: int, report: SourceReport) -> 
     if not shards:
         raise DataError(f"`{source}` is not a tar shard, a folder or a pattern of some", "as in shard-{0000..0012}.tar")
     for shard in map(Path, shards):
+        report.files.append(shard.name)
         samples: Samples = {}
         damage = header_damage = ""
         try:
