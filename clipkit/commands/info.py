@@ -93,10 +93,14 @@ def _origin(provenance: Any) -> str:
         return "  it does not say"
     sources = ", ".join(provenance.get("sources", []))
     formats = ", ".join(provenance.get("formats", []))
-    return (
+    lines = [
         f"  {provenance.get('created', '')}  {sources} ({formats}): {provenance.get('rows')} rows, "
         f"{provenance.get('rejected')} rejected, by clipkit {provenance.get('clipkit')}"
-    )
+    ]
+    for report in provenance.get("reports", []):
+        parts = {"files": report["files"], "images from": report["image_folders"], "not read": report["passed_over"]}
+        lines += [f"    {title} {', '.join(names)}" for title, names in parts.items() if names]
+    return "\n".join(lines)
 
 
 def _leaks(leaks: Leaks) -> str:
