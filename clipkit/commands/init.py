@@ -23,4 +23,4 @@ def init(
     from clipkit.workflows.init import propose_config
 
     console.print_result(propose_config(dataset, pretrained=pretrained).rstrip())
-    console.say("next, with this in run.yaml: clipkit train --config run.yaml")
+    console.say("next: clipkit train --config run.yaml, with this config in run.yaml")
