@@ -19,7 +19,8 @@ def register(app: typer.Typer) -> None:
 
 def config(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Print this packaged config: `clipkit config NAME > my.yaml`.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Print this packaged config: `clipkit config NAME > my.yaml`."),
     ] = None,
     file: Annotated[
         str | None,
@@ -52,7 +53,9 @@ def config(
 def _print_names(*, as_json: bool) -> None:
     from clipkit.config.packaged import list_configs
 
-    about = {name: path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for name, path in list_configs().items()}
+    about = {
+        name: path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for name, path in list_configs().items()
+    }
     if as_json:
         console.print_json(about)
     else:

@@ -49,7 +49,9 @@ def frame_left(sheet: Image.Image, row: int) -> list[int]:
 def test_the_right_image_is_framed_and_set_apart_where_it_was_missed() -> None:
     red, blue = encoded("red"), encoded("blue")
     hit = Answer("a red square", [Found(red, True, 1, 0.9), Found(blue, False, 2, 0.1)])
-    miss = Answer("blue " + "again " * 60, [Found(red, False, 1, 0.9), Found(red, False, 2, 0.8)], Found(blue, True, 7, 0))
+    miss = Answer(
+        "blue " + "again " * 60, [Found(red, False, 1, 0.9), Found(red, False, 2, 0.8)], Found(blue, True, 7, 0)
+    )
     sheet = draw_answers([hit, miss], title="run x")
     ((hit_left,), (miss_left,)) = frame_left(sheet, 0), frame_left(sheet, 1)
     assert miss_left - hit_left == 2 * COLUMN_PX + WIDE_GAP_PX
