@@ -221,7 +221,7 @@ def _measure_captions(dataset: Dataset, rows: Rows) -> Language:
     lengths = np.array([len(ids) for ids in tokenizer.encode(captions)])
     max_tokens = min(TOKEN_LIMIT, 8 * math.ceil(np.quantile(lengths, 0.99) / 8))
     return Language(
-        is_english=script == "LATIN" and np.mean([bool(found & ENGLISH_WORDS) for found in words]) > 0.3,
+        is_english=script == "LATIN" and bool(np.mean([bool(found & ENGLISH_WORDS) for found in words]) > 0.3),
         flip=bool(np.mean([bool(found & {"left", "right"}) for found in words]) < 0.01),
         vocab_size=vocab_size,
         max_tokens=max_tokens,

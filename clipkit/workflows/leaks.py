@@ -77,9 +77,7 @@ def find_leaks(uri: str, *, version: int | str | None = None, progress: Callable
     """Compare every image with those of the other splits; `progress` gets the number of images just read."""
     dataset = Dataset(uri, version=version)
     if "split" not in dataset.schema.names:
-        raise DataError(
-            f"`{uri}` has no column `split` to compare", "`clipkit ingest` makes one with `--val-fraction 0.1`"
-        )
+        raise DataError(f"`{uri}` has no column `split`", "`clipkit ingest` makes one with `--val-fraction 0.1`")
     prints = _take_prints(dataset, progress)
     return Leaks(_find_exact(prints), list(_find_near(prints)), prints.num_unreadable)
 
