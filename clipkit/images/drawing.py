@@ -11,7 +11,8 @@ from pathlib import Path
 import cv2
 from PIL import Image, ImageDraw, ImageFont
 
-from clipkit.images.codec import BadImage, decode_upright
+from clipkit.images.decode import decode_upright
+from clipkit.images.header import BadImage
 
 log = logging.getLogger(__name__)
 
@@ -124,5 +125,5 @@ def make_thumbnail(data: bytes | memoryview, side_px: int, background: str) -> I
     size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
     pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     square = Image.new("RGB", (side_px, side_px), background)
-    square.paste(Image.fromarray(pixels[:, :, ::-1]), ((side_px - size[0]) // 2, (side_px - size[1]) // 2))
+    square.paste(Image.fromarray(pixels), ((side_px - size[0]) // 2, (side_px - size[1]) // 2))
     return square
