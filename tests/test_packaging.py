@@ -20,7 +20,9 @@ def test_nothing_tells_to_install_the_other_project() -> None:
     names = listed.stdout.splitlines() or [str(path.relative_to(ROOT)) for path in ROOT.rglob("*.*")]
     for name in names:
         if (ROOT / name).is_file():
-            text = (ROOT / name).read_text(errors="replace").replace("install clip" + "kit-train", "")
+            text = (ROOT / name).read_text(errors="replace")
+            for right in ("install clip" + "kit-train", "uninstall clip" + "kit"):
+                text = text.replace(right, "")
             assert not [wrong for wrong in WRONG_NAMES if wrong in text], name
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from clipkit.config import DataConfig
     from clipkit.types import Tokenizer
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file or a packaged config.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="A YAML file or a packaged config.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the config: `a.b=c`.")
 ]
