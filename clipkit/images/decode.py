@@ -1,22 +1,23 @@
-"""An encoded image to RGB pixels, at the smallest scale that is still large enough.
+"""An encoded image to RGB pixels.
 
-JPEGs go through simplejpeg where it is installed (the extra `fast`), else through OpenCV; what is not a plain JPEG
-goes the way that ingestion checked it. libjpeg decodes at a half, quarter or eighth for less than the full price.
+Plain JPEGs go through simplejpeg where it is installed (the extra `fast`), else through OpenCV, at a half, a quarter
+or an eighth of their size where that is large enough: libjpeg then does less work. Pillow decodes what OpenCV cannot,
+or reads differently. All functions may run in many threads at once.
 """
 
 from __future__ import annotations
 
+import io
 import threading
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
-from clipkit.images.codec import MAX_PIXELS
-from clipkit.images.codec import decode as decode_any
-from clipkit.images.header import BadImage, ImageInfo
+from clipkit.images.header import BadImage, Data, ImageInfo, parse_header
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
+MAX_PIXELS = 200_000_000
 DIVISORS = (8, 4, 2)
 SCRATCH_BYTES = 8_000_000
 CV2_FLAGS = {
@@ -31,8 +32,8 @@ CV2_FLAGS = {
 
 
 class JpegDecoder(Protocol):
-    def __call__(self, data: memoryview, info: ImageInfo, divisor: int) -> Pixels:
-        """RGB pixels, which may lie where this thread's next ones will. Raises BadImage."""
+    def __call__(self, data: Data, info: ImageInfo, divisor: int) -> Pixels:
+        """RGB pixels, in memory that this thread's next call may overwrite. Raises BadImage."""
         ...
 
 
@@ -43,7 +44,7 @@ class Scratch(threading.local):
         self._memory = np.empty(0, np.uint8)
 
     def take(self, num_bytes: int) -> np.ndarray | None:
-        """Room for so many bytes; none for images so large that fresh memory costs nothing beside decoding them."""
+        """At least this many bytes; None for large images, where fresh memory costs little beside decoding."""
         if num_bytes > SCRATCH_BYTES:
             return None
         if num_bytes > len(self._memory):
@@ -54,17 +55,14 @@ class Scratch(threading.local):
 _scratch = Scratch()
 
 
-def decode_with_opencv(data: memoryview, info: ImageInfo, divisor: int) -> Pixels:
-    try:
-        pixels: Pixels | None = cv2.imdecode(np.frombuffer(data, np.uint8), CV2_FLAGS[divisor])
-    except cv2.error as error:
-        raise BadImage(f"cannot be decoded: {error.err}") from error
+def decode_with_opencv(data: Data, info: ImageInfo, divisor: int) -> Pixels:
+    pixels = _imdecode(data, CV2_FLAGS[divisor])
     if pixels is None:
         raise BadImage("cannot be decoded")
     return pixels
 
 
-def decode_with_simplejpeg(data: memoryview, info: ImageInfo, divisor: int) -> Pixels:
+def decode_with_simplejpeg(data: Data, info: ImageInfo, divisor: int) -> Pixels:
     import simplejpeg
 
     try:
@@ -102,14 +100,95 @@ def choose_divisor(width: float, height: float, size_px: int) -> int:
     return 1
 
 
-def decode(data: memoryview, info: ImageInfo, *, divisor: int = 1, jpeg: JpegDecoder = decode_with_opencv) -> Pixels:
-    """RGB pixels as stored, before the EXIF orientation is applied; a JPEG's only until this thread decodes another.
+def decode(
+    data: Data,
+    info: ImageInfo,
+    *,
+    divisor: int = 1,
+    jpeg: JpegDecoder = decode_with_opencv,
+    max_pixels: int = MAX_PIXELS,
+) -> Pixels:
+    """8-bit RGB pixels, transparency on white, before the EXIF orientation is applied; raises BadImage.
 
-    Raises BadImage, also for a size that only a damaged header can have: it could take all the memory there is.
+    Pixels from `jpeg` are valid until this thread decodes another image. `divisor` is for plain JPEGs alone.
     """
-    if info.width * info.height > MAX_PIXELS:
-        raise BadImage(f"the header says {info.width}x{info.height}, more than {MAX_PIXELS:,} pixels")
+    if info.width * info.height > max_pixels:  # a damaged header could ask for all the memory there is
+        raise BadImage(f"the header says {info.width}x{info.height}, more than {max_pixels:,} pixels")
     if info.format == "jpeg" and not info.is_cmyk:
         return jpeg(data, info, divisor)
-    pixels: Pixels = cv2.cvtColor(decode_any(data, info), cv2.COLOR_BGR2RGB)
+    if info.is_cmyk or info.format in ("gif", "heic") or (info.format == "tiff" and info.has_alpha):
+        return _decode_with_pillow(data, info)  # a TIFF's alpha is premultiplied
+    flags = cv2.IMREAD_UNCHANGED if info.has_alpha else cv2.IMREAD_COLOR
+    pixels = _imdecode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    return _decode_with_pillow(data, info) if pixels is None else _to_rgb(pixels)
+
+
+def decode_upright(data: Data, *, at_least: tuple[int, int] = (0, 0)) -> Pixels:
+    """The image as people see it: decoded, with its EXIF orientation applied; raises BadImage.
+
+    A JPEG may come at a half, quarter or eighth, twice `at_least` (width, height) or larger: the last halving is left
+    to a filter that averages.
+    """
+    info = parse_header(data)
+    return turn_upright(decode(data, info, divisor=divisor_for(info, at_least)), info.orientation)
+
+
+def divisor_for(info: ImageInfo, at_least: tuple[int, int]) -> int:
+    """The largest divisor that leaves twice `at_least` (width, height); 1 where that is 0."""
+    width, height = at_least
+    return choose_divisor(info.width / width, info.height / height, 2) if min(at_least) > 0 else 1
+
+
+def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
+    """The image upright: EXIF orientations 2 to 8 are mirrorings and quarter turns."""
+    if orientation >= 5:
+        pixels = cv2.transpose(pixels)
+    if orientation in (2, 3, 6, 7):
+        pixels = cv2.flip(pixels, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = cv2.flip(pixels, 0)
     return pixels
+
+
+def _imdecode(data: Data, flags: int) -> np.ndarray[Any, Any] | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise BadImage(f"cannot be decoded: {error.err}") from error
+
+
+def _to_rgb(pixels: np.ndarray[Any, Any]) -> Pixels:
+    """What OpenCV gives for a file with or without alpha (grey, BGR or BGRA; 8 or 16 bits) as 8-bit RGB on white."""
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    rgb: Pixels = cv2.cvtColor(pixels[:, :, :3], cv2.COLOR_BGR2RGB)
+    if pixels.shape[2] == 3:
+        return rgb
+    alpha = pixels[:, :, 3:].astype(np.uint16)
+    on_white: Pixels = ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return on_white
+
+
+def _decode_with_pillow(data: Data, info: ImageInfo) -> Pixels:
+    from PIL import Image
+
+    if info.format == "heic":
+        _register_heif()
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            image: Image.Image = file
+            if info.has_alpha:
+                image = Image.alpha_composite(Image.new("RGBA", file.size, "white"), file.convert("RGBA"))
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
+        raise BadImage(f"cannot be decoded: {error}") from error
+
+
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise BadImage("HEIC images need the package pillow-heif (pip install pillow-heif)") from error
+    register_heif_opener()

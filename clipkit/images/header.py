@@ -11,7 +11,7 @@ Data = bytes | memoryview
 
 
 class BadImage(ValueError):
-    """Bytes that are no usable image; `reason` says why."""
+    """Bytes that are not a usable image; `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -31,7 +31,7 @@ class ImageInfo:
 
 
 def parse_header(data: Data) -> ImageInfo:
-    """Raises BadImage for what is empty, cut short, or no image."""
+    """Raises BadImage for what is empty, truncated, or not an image."""
     if not len(data):
         raise BadImage("empty file")
     if isinstance(data, memoryview):
@@ -42,11 +42,11 @@ def parse_header(data: Data) -> ImageInfo:
             try:
                 info = parse(data)
             except (struct.error, IndexError) as error:
-                raise BadImage("truncated: the header is not whole") from error
+                raise BadImage("truncated: the header is incomplete") from error
             if info.width <= 0 or info.height <= 0:
                 raise BadImage(f"the header says {info.width}x{info.height} pixels")
             return info
-    raise BadImage("no image: not the start of a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC file")
+    raise BadImage("not an image: not the start of a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC file")
 
 
 # --- JPEG -----------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def _parse_jpeg(data: Data) -> ImageInfo:
     width = height = components = 0
     while True:
         if data[position] != 0xFF:
-            raise BadImage("no image: damaged JPEG header")
+            raise BadImage("not an image: damaged JPEG header")
         marker = data[position + 1]
         if marker == 0xFF:  # a fill byte
             position += 1
@@ -77,7 +77,7 @@ def _parse_jpeg(data: Data) -> ImageInfo:
             orientation = _exif_orientation(data[position + 10 : position + 2 + length])
         position += 2 + length
     if not width:
-        raise BadImage("no image: a JPEG without a frame")
+        raise BadImage("not an image: a JPEG without a frame")
     # In a scan an FF is always followed by 00 or a restart marker, so that FF D9 is the end and nothing else.
     if data[-2:] != b"\xff\xd9" and bytes(data[position:]).rfind(b"\xff\xd9") < 0:
         raise BadImage("truncated: no JPEG end marker")
@@ -85,7 +85,7 @@ def _parse_jpeg(data: Data) -> ImageInfo:
 
 
 def _exif_orientation(exif: Data) -> int:
-    """The orientation in the first directory of an EXIF (that is, TIFF) block; 1 where it cannot be told."""
+    """The orientation in the first directory of an EXIF (that is, TIFF) block; 1 where it is not known."""
     try:
         return _orientation_of(_tiff_tags(exif))
     except (BadImage, struct.error, IndexError):
@@ -104,7 +104,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 def _parse_png(data: Data) -> ImageInfo:
     if data[12:16] != b"IHDR":
-        raise BadImage("no image: a PNG without a header")
+        raise BadImage("not an image: a PNG without a header")
     width, height, _, color_type = struct.unpack_from(">IIBB", data, 16)
     has_alpha, orientation = color_type in (4, 6), 1
     for kind, start, end in _png_chunks(data):
@@ -186,34 +186,49 @@ def _parse_gif(data: Data) -> ImageInfo:
 TIFF_TAGS = {
     256: "width",
     257: "height",
+    258: "bits",
     262: "photometric",
     273: "offsets",  # of strips
     274: "orientation",
+    277: "bands",
     279: "counts",
     324: "offsets",  # of tiles
     325: "counts",
     338: "extra_samples",
+    339: "number_formats",
 }
+NUMBER_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}  # besides 1, unsigned
 TIFF_TYPES = {1: "B", 3: "H", 4: "I"}
 
 
 def _parse_tiff(data: Data) -> ImageInfo:
     tags = _tiff_tags(data)
     if "width" not in tags or "height" not in tags:
-        raise BadImage("no image: a TIFF without a size")
+        raise BadImage("not an image: a TIFF without a size")
     for offset, count in zip(tags.get("offsets", []), tags.get("counts", []), strict=False):
         if offset + count > len(data):
             raise BadImage("truncated: the TIFF's pixels lie beyond the end of the file")
+    _check_numbers(tags)
     width, height = tags["width"][0], tags["height"][0]
     if _orientation_of(tags) >= 5:  # every decoder turns a TIFF upright by itself
         width, height = height, width
     return ImageInfo("tiff", width, height, has_alpha="extra_samples" in tags, is_cmyk=tags.get("photometric") == [5])
 
 
+def _check_numbers(tags: dict[str, list[int]]) -> None:
+    """Refuse what decoders read as black, or not at all: measurements, whose range only their maker knows."""
+    kind = next((NUMBER_FORMATS[value] for value in tags.get("number_formats", []) if value in NUMBER_FORMATS), None)
+    bits = max(tags.get("bits", [1]))
+    if kind is not None or bits > 16:
+        raise BadImage(f"a TIFF of {kind or 'unsigned'} {bits}-bit numbers: save it as 8-bit RGB")
+    if (bands := tags.get("bands", [1])[0]) > 4:
+        raise BadImage(f"a TIFF of {bands} bands: choose three and save them as 8-bit RGB")
+
+
 def _tiff_tags(data: Data) -> dict[str, list[int]]:
-    """The whole-number values of the first directory's tags that are of use here."""
+    """The integers of those tags of the first directory that are used here."""
     if data[:2] not in (b"II", b"MM"):
-        raise BadImage("no image: damaged TIFF header")
+        raise BadImage("not an image: damaged TIFF header")
     order = "<" if data[:2] == b"II" else ">"
     (position,) = struct.unpack_from(order + "I", data, 4)
     (num_entries,) = struct.unpack_from(order + "H", data, position)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from clipkit.readers.grouping import Group, Groups
 from clipkit.readers.paths import BadPath, Root, image_name, looks_like_image
 from clipkit.readers.roles import Roles, choose_roles, is_name
 from clipkit.readers.source import (
@@ -29,6 +28,7 @@ from clipkit.readers.source import (
     split_of_folder,
 )
 from clipkit.readers.values import NOT_UTF8, as_bytes, as_captions, as_scalar, is_unicode, kept_name, printable
+from clipkit.store.groups import Group, Groups
 from clipkit.types import Record, Url
 
 NUM_SAMPLED_ROWS = 1000

@@ -52,6 +52,8 @@ def _item(
     below = folder.relative_to(source).as_posix()
     prefix = "" if below == "." else f"{below}/"
     images = [file for file in files if is_image_name(file)]
+    for _ in images:
+        report.count_image(str(folder))
     place = printable(prefix + (images[0] if images else files[0]))
     if len(images) != 1:
         return Rejected(place, place, f"{len(images)} images have this name" if images else "no image for this text")
@@ -70,7 +72,6 @@ def _item(
         return Rejected(place, place, NOT_UTF8)
     if len(captions) > 1 and JSON_SUFFIX not in (os.path.splitext(file)[1] for file in files):
         report.note(f"the text of `{place}` has several lines, each of which is a caption")
-    report.count_image(str(folder))
     split = split_name(str(fields.get("split") or "")) or split_of_folder(below)
     names = [key for key in fields if key not in RESERVED] if "*" in options.keep else options.keep
     extra = {kept_name(key): as_scalar(fields.get(key)) for key in names}

@@ -1,19 +1,30 @@
-"""WebDataset: tar shards in which the files of one sample share a name, as webdataset and img2dataset write them."""
+"""WebDataset: tar shards in which the files of one sample share a name, as webdataset and img2dataset write them.
+
+A shard's headers are read first, so that samples are whole in whatever order their files lie; then a sample's files
+are read where they lie. A compressed shard is unpacked into a temporary file.
+"""
 
 from __future__ import annotations
 
+import errno
 import glob
+import gzip
 import json
+import os
 import re
+import shutil
+import sys
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
-from itertools import groupby
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, NamedTuple
 
 from clipkit.errors import DataError
-from clipkit.readers.paths import IMAGE_SUFFIXES, OUTSIDE
+from clipkit.readers.paths import IMAGE_SUFFIXES, OUTSIDE, is_hidden
 from clipkit.readers.source import Item, ReadOptions, Rejected, SourceReport, split_in_name, split_name
 from clipkit.readers.values import NOT_UTF8, RESERVED, as_captions, as_scalar, is_unicode, kept_name
 from clipkit.types import Record, Scalar
@@ -24,16 +35,22 @@ RANGE = re.compile(r"(\d+)\.\.(\d+)")
 CAPTION_SUFFIXES = (".txt", ".caption")
 CAPTION_FIELDS = ("captions", "caption", "texts", "text")
 JSON_SUFFIX = ".json"
-
-NO_IMAGE = "the sample has no image (a sample's name ends at its first dot)"
-
 TEXT_SUFFIXES = frozenset((*CAPTION_SUFFIXES, JSON_SUFFIX))
 SUFFIXES = IMAGE_SUFFIXES | TEXT_SUFFIXES
-
+ARCHIVER_FOLDER = "__MACOSX"
+LINK = -1
 DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error)
 
-Files = dict[str, bytes | None]
-Member = tuple[str, str, tuple[tarfile.TarFile, tarfile.TarInfo] | None]  # the sample's name, the suffix, the entry
+
+class Member(NamedTuple):
+    """A file of a sample: its suffix, and where its bytes lie in the shard (size LINK for a link)."""
+
+    suffix: str
+    start: int
+    size: int
+
+
+Samples = dict[str, list[Member]]
 
 
 def detect(source: str) -> bool:
@@ -41,22 +58,33 @@ def detect(source: str) -> bool:
 
 
 def read(source: str, options: ReadOptions, skip: int, report: SourceReport) -> Iterator[Item]:
-    """Records in the shards' order; what is skipped in a plain tar is sought over and not read."""
+    """Records in the order in which the shards first name them; of those that are skipped only headers are read."""
     shards = find_shards(source)
     if not shards:
-        raise DataError(f"`{source}` is no tar shard, nor a folder or pattern of some", "as in shard-{0000..0012}.tar")
-    position = 0
-    for shard in shards:
-        for item in _read_shard(Path(shard), options, skip - position):
-            position += 1
-            if item is not None:
-                yield item
+        raise DataError(f"`{source}` is not a tar shard, a folder or a pattern of some", "as in shard-{0000..0012}.tar")
+    for shard in map(Path, shards):
+        report.files.append(shard.name)
+        samples: Samples = {}
+        damage = header_damage = ""
+        try:
+            with _unpacked(shard) as (file, damage):
+                samples, header_damage = _index(file)
+                for name, members in islice(samples.items(), skip, None):
+                    yield _read_sample(file, f"{shard.name}/{name}", name, members, options)
+        except OSError as error:
+            damage = str(error)
+        skip = max(0, skip - len(samples))
+        if damage := damage or header_damage:
+            if not skip:
+                yield Rejected(shard.name, shard.name, f"the shard cannot be read any further: {damage}")
+            skip = max(0, skip - 1)
 
 
 def find_shards(source: str) -> list[str]:
     """The shards of a file name, a brace or glob pattern, or a folder, in order."""
     if Path(source).is_dir():
-        return sorted(str(path) for path in Path(source).iterdir() if path.name.endswith(SHARD_SUFFIXES))
+        names = sorted(name for name in os.listdir(source) if name.endswith(SHARD_SUFFIXES) and not is_hidden(name))
+        return [os.path.join(source, name) for name in names]
     if not source.endswith(SHARD_SUFFIXES):
         return []
     return [path for pattern in expand_braces(source) for path in sorted(glob.glob(pattern)) or [pattern]]
@@ -76,67 +104,101 @@ def expand_braces(pattern: str) -> list[str]:
     return [text for choice in choices for text in expand_braces(before + choice + after)]
 
 
-def _read_shard(shard: Path, options: ReadOptions, skip: int) -> Iterator[Item | None]:
-    """The shard's items, None for each of the first `skip`, of which nothing is read."""
-    samples = groupby(_members(shard), key=lambda member: member[0])
-    for position, (name, members) in enumerate(samples):
-        if position < skip:
-            yield None
-            continue
-        if not name:
-            _, error, _ = next(members)
-            yield Rejected(shard.name, shard.name, f"the shard cannot be read on: {error}")
-            return
-        place = f"{shard.name}/{name}"
-        files: Files = {}
-        twice = ""
-        try:  # in the order of the tar: going back in a compressed one means starting over
-            for _, suffix, entry in members:
-                twice = suffix if suffix in files else twice
-                if entry and suffix in SUFFIXES:
-                    files[suffix] = _contents(*entry)
-            yield Rejected(name, place, f"it has two files `{twice}`") if twice else _item(place, name, files, options)
-        except DAMAGE as error:
-            yield Rejected(name, place, f"the shard is damaged: {error}")
+@contextmanager
+def _unpacked(shard: Path) -> Iterator[tuple[IO[bytes], str]]:
+    """The shard as a plain tar, and what stopped its decompression."""
+    if not shard.name.endswith(SHARD_SUFFIXES[1:]):
+        with open(shard, "rb") as file:
+            yield file, ""
+        return
+    damage = ""
+    with tempfile.TemporaryFile() as plain:
+        with gzip.open(shard) as packed:
+            try:
+                shutil.copyfileobj(packed, plain, 1 << 20)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                damage = str(error)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise DataError(
+                    f"`{shard}` does not fit into a temporary file in `{tempfile.gettempdir()}`",
+                    "point TMPDIR at a disk with room, or unpack the shard with gunzip",
+                ) from error
+        plain.flush()
+        plain.seek(0)
+        yield plain, damage
 
 
-def _members(shard: Path) -> Iterator[Member]:
-    """The shard's files; where it cannot be read on, a last one without a name, and the error for a suffix."""
-    mode: Literal["r:gz", "r:"] = "r:gz" if shard.name.endswith(SHARD_SUFFIXES[1:]) else "r:"
+def _index(file: IO[bytes]) -> tuple[Samples, str]:
+    """The samples in the order of their first files, and the damage that ended the search for more.
+
+    A sample's name ends at the first dot of its files' names. `a.left.png` beside `a.jpg` is a further file of `a`;
+    where there is no such `a`, or `a.left` has a text too, `a.left` is a sample.
+    """
+    samples: Samples = {}
+    damage = ""
     try:
-        with tarfile.open(shard, mode) as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             while (entry := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep all that it has seen
                 folder, slash, base = entry.name.rpartition("/")
+                if entry.isdir() or is_hidden(base) or ARCHIVER_FOLDER in folder.split("/"):
+                    continue
                 stem, dot, suffix = base.partition(".")
-                if not entry.isdir() and stem:
-                    yield folder + slash + stem, f"{dot}{suffix}".lower(), (tar, entry)
+                if f"{dot}{suffix}".lower() not in SUFFIXES and f".{suffix.rpartition('.')[2]}".lower() in SUFFIXES:
+                    stem, dot, suffix = base.rpartition(".")
+                size = entry.size if entry.isfile() and not entry.issparse() else LINK
+                member = Member(sys.intern(f"{dot}{suffix}".lower()), entry.offset_data, size)
+                samples.setdefault(f"{folder}{slash}{stem}", []).append(member)
     except DAMAGE as error:
-        yield "", str(error), None
+        damage = str(error)
+    for name in [name for name, members in samples.items() if _is_extra(name, members, samples)]:
+        del samples[name]
+    return samples, damage
 
 
-def _contents(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes | None:
-    """The file's bytes; None for a link, which a tar of samples has no need of."""
-    file = tar.extractfile(entry) if entry.isfile() else None
-    return file.read() if file else None
+def _is_extra(name: str, members: list[Member], samples: Samples) -> bool:
+    """Whether these are further files of another sample."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, _ = base.partition(".")
+    if not dot or f"{folder}{slash}{stem}" not in samples:
+        return False
+    suffixes = {member.suffix for member in members}
+    return not (suffixes & IMAGE_SUFFIXES and suffixes & TEXT_SUFFIXES)
 
 
-def _item(place: str, name: str, files: Files, options: ReadOptions) -> Item:
+def _read_sample(file: IO[bytes], place: str, name: str, members: list[Member], options: ReadOptions) -> Item:
+    files: dict[str, bytes | None] = {}
+    for suffix, start, size in members:
+        if suffix not in SUFFIXES:
+            continue
+        if suffix in files:
+            return Rejected(name, place, f"the sample has two files `{suffix}`")
+        files[suffix] = None if size == LINK else os.pread(file.fileno(), size, start)
+        if size != LINK and len(files[suffix] or b"") < size:
+            return Rejected(name, place, "the shard is damaged: it ends within the sample")
+    return _item(place, name, files, [member.suffix for member in members], options)
+
+
+def _item(place: str, name: str, files: dict[str, bytes | None], suffixes: list[str], options: ReadOptions) -> Item:
     suffix = next((suffix for suffix in files if suffix in IMAGE_SUFFIXES), None)
-    image = files[suffix] if suffix else None
+    if suffix is None:
+        return Rejected(name, place, f"the sample has no image, only {', '.join(sorted(suffixes))}")
+    image = files[suffix]
     if image is None:
-        return Rejected(name, place, "the image is a link, not a file" if suffix else NO_IMAGE)
+        return Rejected(name, place, "the image is a link, not a file")
     if not options.allow_outside and (name.startswith("/") or ".." in name.split("/")):
         return Rejected(name, place, OUTSIDE)
     try:
-        texts = {suffix: data.decode() for suffix, data in files.items() if data and suffix in TEXT_SUFFIXES}
+        texts = {suffix: data.decode("utf-8-sig") for suffix, data in files.items() if data and suffix in TEXT_SUFFIXES}
         fields = json.loads(texts.get(JSON_SUFFIX, "{}"))
     except UnicodeDecodeError:
         return Rejected(name, place, NOT_UTF8)
     except ValueError as error:
         return Rejected(name, place, f"the sample's JSON is damaged: {error}")
     if not isinstance(fields, dict):
-        return Rejected(name, place, "the sample's JSON is no object")
+        return Rejected(name, place, "the sample's JSON is not an object")
     captions = _captions(texts, fields, options)
     if not captions or not all(map(is_unicode, captions)):
         return Rejected(name, place, NOT_UTF8 if captions else "no caption")

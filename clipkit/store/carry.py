@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipkit.store.catalogue import IdCatalogue
+from clipkit.store.groups import Groups
 from clipkit.store.rows import base_schema
 from clipkit.store.schema import ORIENTATION, OWN, is_blob
 
@@ -20,9 +20,7 @@ class Carry:
     def __init__(self, dataset: lance.LanceDataset) -> None:
         self._dataset = dataset
         self._new = {*base_schema(image_is_blob=False).names, ORIENTATION}
-        self._catalogue = IdCatalogue()
-        for number, image_id in enumerate(iterate_ids(dataset)):
-            self._catalogue.add(image_id, number)
+        self._row_of = Groups(iterate_ids(dataset)).first
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
         """The columns that an upsert writes: all, but for blobs that were added later (they become null)."""
@@ -32,7 +30,7 @@ class Carry:
         """The batch with the old values where it has none."""
         kept = [f.name for f in batch.schema if f.name not in self._new and f.name in self._dataset.schema.names]
         ids = batch.column(OWN.image_id).to_pylist()
-        rows = [self._catalogue.row(image_id) for image_id in ids]
+        rows = [self._row_of(image_id) for image_id in ids]
         known = [row for row in rows if row is not None]
         if not kept or not known:
             return batch

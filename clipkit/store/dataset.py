@@ -1,8 +1,9 @@
-"""Opening and reading a Lance dataset: the one place that knows how images are stored."""
+"""Opening and reading a Lance dataset; only this module knows how images are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 
 from clipkit.errors import DataError, first_line
 from clipkit.store.locks import staging_folder
-from clipkit.store.schema import Columns, check_columns, is_blob, is_list
+from clipkit.store.schema import Columns, check_captions, check_id, check_image, is_blob, is_list
 
 Rows = np.ndarray  # int64 offsets of rows in one version of the dataset
 
@@ -22,7 +23,8 @@ class Dataset:
     """One version of a Lance dataset of images and captions.
 
     `version` is a number or a tag. Rows are named by their offset in that version, as `lance.LanceDataset.take`
-    counts them. Pickles to its address and version.
+    counts them. Only the id column must be there; the others are checked when they are first used. Pickles to its
+    address and version.
     """
 
     def __init__(self, uri: str | Path, *, version: int | str | None = None, columns: Columns | None = None) -> None:
@@ -34,8 +36,7 @@ class Dataset:
             self.lance = lance.dataset(self.uri, version=version)
         except (ValueError, OSError) as error:
             raise _cannot_open(self.uri, version, error) from error
-        check_columns(self.lance.schema, self.columns, uri=self.uri)
-        self.image_is_blob = is_blob(self.lance.schema.field(self.columns.image))
+        check_id(self.lance.schema, self.columns.image_id, uri=self.uri)
 
     def __len__(self) -> int:
         return int(self.lance.count_rows())
@@ -50,6 +51,22 @@ class Dataset:
     @property
     def schema(self) -> pa.Schema:
         return self.lance.schema
+
+    @cached_property
+    def image_column(self) -> str:
+        """The column of encoded images; raises DataError for a dataset without one."""
+        check_image(self.schema, self.columns.image, uri=self.uri)
+        return self.columns.image
+
+    @cached_property
+    def captions_column(self) -> str:
+        """The column of captions; raises DataError for a dataset without one."""
+        check_captions(self.schema, self.columns.captions, uri=self.uri)
+        return self.columns.captions
+
+    @cached_property
+    def image_is_blob(self) -> bool:
+        return is_blob(self.schema.field(self.image_column))
 
     def tag(self, name: str) -> None:
         """Name this version, which keeps clean-up from removing it."""
@@ -87,7 +104,7 @@ class Dataset:
 
     def take_images(self, rows: Rows | Sequence[int]) -> list[memoryview]:
         """The rows' encoded images, in the order asked for and without copying; a null image is empty."""
-        name = self.columns.image
+        name = self.image_column
         if self.image_is_blob:
             return [memoryview(data or b"") for _, data in self.lance.read_blobs(name, indices=[int(r) for r in rows])]
         values = self.lance.take(rows, columns=[name]).column(0)
@@ -117,12 +134,12 @@ class Dataset:
 
     def count_captions(self) -> np.ndarray:
         """How many captions each row has, by one pass over them."""
-        batches = self.lance.scanner(columns=[self.columns.captions], scan_in_order=True).to_batches()
+        batches = self.lance.scanner(columns=[self.captions_column], scan_in_order=True).to_batches()
         return np.concatenate([count_captions(batch.column(0)) for batch in batches])
 
     def take_captions(self, rows: Rows | Sequence[int]) -> list[list[str]]:
         """The rows' captions, in the order asked for; a string column is a list of one."""
-        return as_captions(self.take(rows, [self.columns.captions]).column(0))
+        return as_captions(self.take(rows, [self.captions_column]).column(0))
 
 
 def as_captions(values: pa.ChunkedArray) -> list[list[str]]:
@@ -172,10 +189,10 @@ def _cannot_open(uri: str, version: int | str | None, error: Exception) -> DataE
     if "://" not in uri and not Path(uri).exists():
         return DataError(f"there is no dataset at `{uri}`", "make one with `clipkit ingest SOURCE OUT.lance`")
     if "://" not in uri and staging_folder(uri).exists() and not (Path(uri) / "_versions").exists():
-        return DataError(f"the ingest into `{uri}` has not come to its end", "go on with its command and --resume")
+        return DataError(f"the ingest into `{uri}` is not finished", "run its command again with --resume")
     if version is not None:
         return DataError(
             f"`{uri}` has no version or tag `{version}`: {first_line(error)}",
-            "`clipkit info` lists the versions there are",
+            f"`clipkit info {uri}` lists the versions",
         )
-    return DataError(f"`{uri}` cannot be opened as a Lance dataset: {first_line(error)}", "is it the right folder?")
+    return DataError(f"`{uri}` cannot be opened as a Lance dataset: {first_line(error)}", "check the folder")

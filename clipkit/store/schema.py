@@ -44,30 +44,40 @@ def is_list(data_type: pa.DataType) -> bool:
     return bool(pa.types.is_list(data_type) or pa.types.is_large_list(data_type))
 
 
-def check_columns(schema: pa.Schema, columns: Columns, *, uri: str) -> None:
-    """Refuse a dataset without a string id, binary images and captions (a string, or a list of strings)."""
-    names = schema.names
-    for role, name in (("image id", columns.image_id), ("image", columns.image), ("captions", columns.captions)):
-        if name not in names:
-            key = role.replace(" ", "_") + "_column"
-            raise DataError(
-                f"`{uri}` has no {role} column `{name}`; its columns are {', '.join(f'`{n}`' for n in names)}",
-                f"name the right one with `data.{key}`, or rename it with `clipkit ingest`",
-            )
-    captions = schema.field(columns.captions).type
-    if not is_text(captions) and not (is_list(captions) and is_text(captions.value_type)):
+def check_id(schema: pa.Schema, name: str, *, uri: str) -> None:
+    """Raise DataError unless the dataset has a string id under this name."""
+    found = _find(schema, "image id", name, uri=uri).type
+    if not is_text(found):
         raise DataError(
-            f"the captions column `{columns.captions}` of `{uri}` is {captions}, not text or a list of texts",
-            "name another column with `data.captions_column`",
-        )
-    image = schema.field(columns.image)
-    if not (is_blob(image) or pa.types.is_binary(image.type) or pa.types.is_large_binary(image.type)):
-        raise DataError(
-            f"the image column `{columns.image}` of `{uri}` is {image.type}, not binary",
-            "name another column with `data.image_column`",
-        )
-    if not is_text(schema.field(columns.image_id).type):
-        raise DataError(
-            f"the id column `{columns.image_id}` of `{uri}` is {schema.field(columns.image_id).type}, not text",
+            f"the id column `{name}` of `{uri}` is {found}, not text",
             f"name another column with `data.image_id_column`, or make a copy: `clipkit ingest {uri} NEW.lance`",
         )
+
+
+def check_image(schema: pa.Schema, name: str, *, uri: str) -> None:
+    """Raise DataError unless the dataset has binary images under this name."""
+    field = _find(schema, "image", name, uri=uri)
+    if not (is_blob(field) or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)):
+        raise DataError(
+            f"the image column `{name}` of `{uri}` is {field.type}, not binary",
+            "name another column with `data.image_column`",
+        )
+
+
+def check_captions(schema: pa.Schema, name: str, *, uri: str) -> None:
+    """Raise DataError unless the dataset has captions (a string, or a list of strings) under this name."""
+    found = _find(schema, "captions", name, uri=uri).type
+    if not is_text(found) and not (is_list(found) and is_text(found.value_type)):
+        raise DataError(
+            f"the captions column `{name}` of `{uri}` is {found}, not text or a list of texts",
+            "name another column with `data.captions_column`",
+        )
+
+
+def _find(schema: pa.Schema, role: str, name: str, *, uri: str) -> pa.Field:
+    if name not in schema.names:
+        raise DataError(
+            f"`{uri}` has no {role} column `{name}`; its columns are {', '.join(f'`{n}`' for n in schema.names)}",
+            f"name the right one with `data.{role.replace(' ', '_')}_column`, or rename it with `clipkit ingest`",
+        )
+    return schema.field(name)

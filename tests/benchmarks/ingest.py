@@ -27,7 +27,7 @@ NUM_RUNS = 3
 CLIPKIT = """
 import json, resource, sys
 from clipkit.workflows.ingest import IngestOptions, ingest
-from clipkit.images.codec import ImageOptions
+from clipkit.images.prepare import ImageOptions
 resize = int(sys.argv[3]) or None
 summary = ingest([sys.argv[1]], sys.argv[2], IngestOptions(image=ImageOptions(resize=resize)))
 peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

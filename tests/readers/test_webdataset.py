@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -90,7 +91,7 @@ def test_bad_samples(tmp_path: Path) -> None:
         item.image_id: item.reason for item in ingest.read(str(shard), ReadOptions()) if isinstance(item, Rejected)
     }
     assert set(reasons) == {"../1", "2", "3", "4", "5", "6", "7", "8"}
-    assert reasons["8"].startswith("it has two files `.")
+    assert reasons["8"].startswith("the sample has two files `.")
     assert "--allow-outside" in reasons["../1"]
     assert reasons["7"] == "the image is a link, not a file"
 
@@ -99,7 +100,7 @@ def test_no_shard(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"")
     [item] = ingest.read(str(tmp_path / "x.tar"), ReadOptions())
     assert isinstance(item, Rejected)
-    assert "cannot be read on" in item.reason
+    assert "cannot be read any further" in item.reason
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
@@ -114,3 +115,32 @@ def test_a_truncated_shard_costs_only_its_rest(tmp_path: Path, read_all, suffix:
     assert any("shard" in item.reason for item in rejected)
     assert len(items) > 700 + 100
     assert items[-1].image_id == f"{NUM_ROWS - 1:09d}"
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_files_of_a_sample_may_lie_apart(tmp_path: Path, suffix: str) -> None:
+    images = [(f"{number}.jpg", b"image %d" % number) for number in range(5)]
+    texts = [(f"{number}.txt", b"caption %d" % number) for number in reversed(range(5))]
+    shard = write_tar(tmp_path / "a.tar", [*images, *texts])
+    if suffix == ".tar.gz":
+        shard = tmp_path / "packed.tar.gz"
+        shard.write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    items = list(ingest.read(str(shard), ReadOptions()))
+    expected = [(str(number), b"image %d" % number, (f"caption {number}",)) for number in range(5)]
+    assert [(item.image_id, item.image, item.captions) for item in items if isinstance(item, Record)] == expected
+    assert list(ingest.read(str(shard), ReadOptions(), skip=3)) == items[3:]
+
+
+def test_names_with_dots_and_what_archivers_add(tmp_path: Path) -> None:
+    members = [
+        ("x/a.v1.jpg", b"1"), ("x/a.v1.txt", b"one"), ("x/a.v2.jpg", b"2"), ("x/a.v2.txt", b"two"),
+        ("b.depth.png", b"depth"), ("b.jpg", b"3"), ("b.meta.json", b"[1]"), ("b.txt", b"three"),
+        ("._b.jpg", b"mac"), ("__MACOSX/b.jpg", b"mac"), (".DS_Store", b"mac"),
+    ]  # fmt: skip
+    shard = write_tar(tmp_path / "a.tar", members)
+    (tmp_path / "._a.tar").write_bytes(b"mac")
+    items = list(ingest.read(str(tmp_path), ReadOptions()))
+    found = [(item.image_id, item.image, item.captions) for item in items if isinstance(item, Record)]
+    assert found == [("x/a.v1", b"1", ("one",)), ("x/a.v2", b"2", ("two",)), ("b", b"3", ("three",))]
+    assert len(items) == 3
+    assert items[0].source == f"{shard.name}/x/a.v1"

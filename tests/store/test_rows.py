@@ -6,20 +6,20 @@ import lance
 import pytest
 
 from clipkit.store.locks import exclusive
-from clipkit.store.rows import Row
-from clipkit.store.staging import Plan, Position, Staging
+from clipkit.store.rows import DatasetRow
+from clipkit.store.staging import IngestPlan, Position, Staging
 from clipkit.store.writer import DatasetWriter, ShardLimits
 from clipkit.types import Scalar
 
 
-def make_row(number: int, **extra: Scalar) -> Row:
-    return Row(f"i{number}", b"image %d" % number, ["caption"], width=4, height=3, extra=extra)
+def make_row(number: int, **extra: Scalar) -> DatasetRow:
+    return DatasetRow(f"i{number}", b"image %d" % number, ["caption"], width=4, height=3, extra=extra)
 
 
-def write(out: Path, rows: list[Row], limits: ShardLimits) -> lance.LanceDataset:
+def write(out: Path, rows: list[DatasetRow], limits: ShardLimits) -> lance.LanceDataset:
     with exclusive(str(out)) as folder:
         staging = Staging(folder)
-        staging.begin(Plan("id", "replace", "", {}))
+        staging.begin(IngestPlan("id", "replace", "", {}))
         writer = DatasetWriter(str(out), staging, limits=limits)
         for number, row in enumerate(rows):
             writer.add(row)

@@ -1,4 +1,4 @@
-"""What becomes of each item that was read: stored, passed over, or turned away."""
+"""What happens to each item that was read: it is stored, skipped or rejected."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from clipkit.errors import DataError
 from clipkit.readers import Rejected, read
 from clipkit.readers.loading import Loaded, content_digest
 from clipkit.store.carry import iterate_ids
-from clipkit.store.catalogue import IdCatalogue
 from clipkit.store.commit import staged_ids
 from clipkit.store.dataset import Dataset
-from clipkit.store.rows import Row
+from clipkit.store.groups import Groups
+from clipkit.store.rows import DatasetRow
 from clipkit.store.staging import Counts, Position, Staging
 from clipkit.store.writer import DatasetWriter
 from clipkit.types import Record
-from clipkit.workflows.ingest.start import Job
+from clipkit.workflows.ingest.start import IngestJob
 from clipkit.workflows.ingest.summary import Progress
 
 READ_ROWS = 256
 
 
 class Intake:
-    """Decides about one item after the other and tells the writer; remembers which ids it has taken in."""
+    """Decides about each item in turn and tells the writer; remembers the ids that are stored."""
 
-    def __init__(self, out: str, job: Job, staging: Staging, writer: DatasetWriter, progress: Progress | None) -> None:
+    def __init__(
+        self, out: str, job: IngestJob, staging: Staging, writer: DatasetWriter, progress: Progress | None
+    ) -> None:
         self._job = job
         self._writer = writer
         self._progress = progress
-        self._taken = IdCatalogue(staged_ids(out, staging.receipts))
-        self._existing = IdCatalogue()
+        self._taken = Groups(staged_ids(out, staging.receipts))
+        self._existing = Groups()
         if job.plan.kind == "append":
             base = lance.dataset(out, version=job.plan.base_version)
-            self._existing = IdCatalogue(iterate_ids(base))
+            self._existing = Groups(iterate_ids(base))
         self._digests = _known_digests(out, job, staging) if job.options.drop_repeats else None
         self._later_captions = _later_captions(job) if job.options.on_duplicate == "merge-captions" else {}
         self._source = writer.position.source
@@ -42,7 +44,7 @@ class Intake:
         self._num_seen = self._num_rejected + writer.counts.rows
 
     @property
-    def settled(self) -> IdCatalogue:
+    def settled(self) -> Groups:
         """The ids of the rows that this ingest stored."""
         return self._taken
 
@@ -66,7 +68,7 @@ class Intake:
             if self._job.only_ids is None or item.image_id in self._job.only_ids:
                 self._reject(item)
         elif loaded.image is None:
-            self._pass_over(item)
+            self._skip(item)
         elif item.image_id in self._taken:
             self._duplicate(item)
         elif self._digests is not None and (first_id := self._digests.get(loaded.digest)) is not None:
@@ -76,12 +78,12 @@ class Intake:
         self._writer.advance(Position(self._source, self._num_items, item.image_id))
 
     def check_limit(self, *, at_end: bool = False) -> None:
-        """Raise DataError where more rows were turned away than `max_rejected` allows."""
+        """Raise DataError where more rows were rejected than `max_rejected` allows."""
         limit = self._job.options.max_rejected
         if limit is not None and limit.is_exceeded(self._num_rejected, self._num_seen, at_end=at_end):
             raise DataError(
-                f"{self._num_rejected} of {self._num_seen} rows were turned away, more than --max-rejected {limit}",
-                "nothing was committed; mend the source, or go on with --resume and a higher limit",
+                f"{self._num_rejected} of {self._num_seen} rows were rejected, more than --max-rejected {limit}",
+                "nothing was committed; fix the source, or run again with --resume and a higher limit",
             )
 
     def _store(self, record: Record, loaded: Loaded) -> None:
@@ -91,7 +93,7 @@ class Intake:
         for caption in self._later_captions.get(record.image_id, ()):
             if caption not in captions:
                 captions.append(caption)
-        row = Row(
+        row = DatasetRow(
             image_id=record.image_id,
             image=image.data,
             captions=captions,
@@ -117,8 +119,8 @@ class Intake:
             self._progress.update(rows=0, rejected=1, num_bytes=0)
         self.check_limit()
 
-    def _pass_over(self, record: Record) -> None:
-        """A record whose image was not read: the dataset has it, or an earlier record of the sources."""
+    def _skip(self, record: Record) -> None:
+        """Count a record whose image was not read: the dataset or an earlier record has its id."""
         if record.image_id in self._existing:
             self._writer.count(Counts(existing=1))
         elif record.image_id in self._taken:
@@ -128,7 +130,7 @@ class Intake:
         if self._job.options.on_duplicate == "error":
             raise DataError(
                 f"the id `{record.image_id}` occurs twice (again at {record.source})",
-                "settle it with --on-duplicate first or --on-duplicate merge-captions",
+                "keep the first with --on-duplicate first, or all captions with --on-duplicate merge-captions",
             )
         self._writer.count(Counts(duplicates=1))
 
@@ -139,7 +141,7 @@ class Intake:
         self._writer.count(Counts(repeats=1))
 
 
-def _known_digests(out: str, job: Job, staging: Staging) -> dict[str, str]:
+def _known_digests(out: str, job: IngestJob, staging: Staging) -> dict[str, str]:
     """Digests of the images that are stored already, each with its image's id."""
     known: dict[str, str] = {}
     if job.plan.kind == "append":
@@ -154,12 +156,14 @@ def _known_digests(out: str, job: Job, staging: Staging) -> dict[str, str]:
     return known
 
 
-def _later_captions(job: Job) -> dict[str, list[str]]:
+def _later_captions(job: IngestJob) -> dict[str, list[str]]:
     """For ids that occur more than once in the sources, the captions of all but the first occurrence."""
-    seen = IdCatalogue()
+    seen = Groups()
     later: dict[str, list[str]] = {}
     for source in job.sources:
         for item in read(source, job.options.read):
-            if isinstance(item, Record) and not seen.add(item.image_id):
-                later.setdefault(item.image_id, []).extend(item.captions)
+            if isinstance(item, Record):
+                if item.image_id in seen:
+                    later.setdefault(item.image_id, []).extend(item.captions)
+                seen.add(item.image_id)
     return later

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that the ingest asks between two images, so that it can put away what it has."""
+"""Ctrl-C and SIGTERM, noted so that the ingest can stop between two images and keep what it has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """While it is open the first signal is noted in `signal`; a second one ends the process as usual."""
+    """Notes the first signal in `signal`; a second one ends the process as usual."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -28,7 +28,7 @@ class Interrupt:
         self._restore()
 
     def end(self) -> NoReturn:
-        """Leave as the signal would have it."""
+        """Exit as the signal demands."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + (self.signal or 0))

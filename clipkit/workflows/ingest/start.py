@@ -1,4 +1,4 @@
-"""How an ingest begins: anew, on top of what is there, or where an earlier attempt came to."""
+"""How an ingest begins: from nothing, on top of a dataset, or where an earlier attempt stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clipkit.store.provenance import first_provenance, provenances
 from clipkit.store.rejections import dataset_name, read_rejections, rejections_path
 from clipkit.store.schema import OWN, is_blob
 from clipkit.store.shards import discard
-from clipkit.store.staging import Counts, Kind, Plan, Staging
+from clipkit.store.staging import Counts, IngestPlan, Kind, Staging
 from clipkit.workflows.ingest.options import IMAGE_OPTIONS, READ_OPTIONS, IngestOptions, describe, fingerprint
 from clipkit.workflows.ingest.summary import Summary
 
@@ -27,24 +27,24 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What is to be done, and with what plan."""
+class IngestJob:
+    """The plan, and what to read."""
 
-    plan: Plan
+    plan: IngestPlan
     sources: Sequence[str]
     options: IngestOptions
-    only_ids: frozenset[str] | None = None  # the rows to try again
+    only_ids: frozenset[str] | None = None  # the rows to retry
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """There is nothing left to do."""
+    """The ingest was finished before."""
 
     summary: Summary
 
 
-def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Staging) -> Job | Finished:
-    """The job that this command asks for; raises DataError where what is there stands in its way."""
+def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Staging) -> IngestJob | Finished:
+    """The job that this command asks for; raises DataError where the existing dataset does not allow it."""
     only_ids = None
     current = commit.current_version(out)
     if options.retry is not None:
@@ -56,18 +56,18 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
     _settle_leftovers(out, options, staging, has_versions=current is not None)
     if staging.plan is not None:
         _check_same(out, staging.plan, mark, description)
-        log.info("resuming: %d rows are there", sum(receipt.counts.rows for receipt in staging.receipts))
-        return Job(staging.plan, sources, options, only_ids)
+        log.info("resuming after %d rows", sum(receipt.counts.rows for receipt in staging.receipts))
+        return IngestJob(staging.plan, sources, options, only_ids)
     if current is not None and kind == "replace":
         done = first_provenance(lance.dataset(out))
         if options.resume and done.get("fingerprint") == mark:
             return Finished(_summary_of(out, done))
         if options.mode == "create":
             raise DataError(
-                f"`{out}` exists already" + (", from other sources or options" if options.resume else ""),
+                f"`{out}` already exists" + (", from other sources or options" if options.resume else ""),
                 "replace it with --overwrite, or add to it with --append or --upsert",
             )
-    plan = Plan(
+    plan = IngestPlan(
         id=uuid.uuid4().hex[:12],
         kind=kind,
         fingerprint=mark,
@@ -76,11 +76,11 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     staging.begin(plan)
-    return Job(plan, sources, options, only_ids)
+    return IngestJob(plan, sources, options, only_ids)
 
 
 def _settle_leftovers(out: str, options: IngestOptions, staging: Staging, *, has_versions: bool) -> None:
-    """Forget what an earlier attempt left behind, unless it is to be gone on with; refuse where that is not said."""
+    """Drop what an earlier attempt left, unless it is resumed; DataError where the options do not say which."""
     if staging.plan is None:
         return
     if not staging.receipts or commit.is_committed(out, staging.receipts):
@@ -90,7 +90,7 @@ def _settle_leftovers(out: str, options: IngestOptions, staging: Staging, *, has
     elif not options.resume:
         raise DataError(
             f"an ingest into `{out}` was interrupted, and its finished shards are still there",
-            "go on with the same command and --resume, or start over with --overwrite; to forget them, remove "
+            "resume it with the same command and --resume, or start over with --overwrite; to drop them, remove "
             f"`{staging.folder}`",
         )
 
@@ -103,13 +103,13 @@ def _kind(options: IngestOptions, current: int | None) -> Kind:
     return "append" if options.mode == "append" or options.retry is not None else "replace"
 
 
-def _check_same(out: str, plan: Plan, mark: str, description: Mapping[str, Any]) -> None:
+def _check_same(out: str, plan: IngestPlan, mark: str, description: Mapping[str, Any]) -> None:
     if plan.fingerprint == mark:
         return
     differences = [name for name, value in description.items() if plan.provenance.get(name) != value]
     raise DataError(
-        f"the ingest into `{out}` that was interrupted was another one"
-        + (f" (it differs in {', '.join(differences)})" if differences else f" (--{plan.kind})"),
+        f"the interrupted ingest into `{out}` had another command"
+        + (f" (other {', '.join(differences)})" if differences else f" (--{plan.kind})"),
         "resume it with the command that began it, or start over with --overwrite",
     )
 
@@ -138,16 +138,16 @@ def _summary_of(out: str, provenance: Mapping[str, Any]) -> Summary:
 def _retry(
     out: str, sources: Sequence[str], options: IngestOptions, current: int | None
 ) -> tuple[Sequence[str], IngestOptions, frozenset[str]]:
-    """Sources, options and ids of the rows that an earlier ingest turned away."""
+    """Sources, options and ids of the rows that an earlier ingest rejected."""
     assert options.retry is not None
     if not options.retry.exists():
-        raise DataError(f"there is no `{options.retry}`", "it is the `rejected.jsonl` that an ingest wrote")
+        raise DataError(f"there is no `{options.retry}`", "name the `rejected.jsonl` that an ingest wrote")
     name = dataset_name(out)
     lines = [
         line for line in read_rejections(options.retry) if line.get("dataset", name) == name and "repeat_of" not in line
     ]
     if not lines:
-        raise DataError(f"`{options.retry}` names no row of `{name}`", "there is nothing to try again")
+        raise DataError(f"`{options.retry}` names no row of `{name}`", "there is nothing to retry")
     ids = frozenset(line["id"] for line in lines)
     if sources:
         return sources, options, ids
