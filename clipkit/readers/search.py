@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,8 @@ from clipkit.errors import DataError
 from clipkit.readers.paths import BadPath, Root, image_name, is_absolute, is_hidden, join_listed, without_suffix
 from clipkit.readers.source import ReadOptions, SourceReport, split_of_folder
 from clipkit.types import Url
+
+log = logging.getLogger(__name__)
 
 NUM_SAMPLES = 200  # names that are looked up before the first row is read
 MAX_DEPTH = 5  # folders below the corpus's that are searched
@@ -106,7 +109,8 @@ class ImageSearch(Root):
     def _narrow(self, name: str, found: Sequence[str], split: str | None) -> Sequence[str]:
         """The one of several files that is meant; raises DataError where that cannot be told."""
         folders = {path: os.path.dirname(path) for path in found}
-        like_images = [path for path in found if os.path.basename(folders[path]).lower() in IMAGE_FOLDERS]
+        beside = [path for path in found if folders[path] in ("", self._table_folder)]
+        like_images = beside or [path for path in found if os.path.basename(folders[path]).lower() in IMAGE_FOLDERS]
         if like_images:
             nearest = min(path.count("/") for path in like_images)
             others = found
@@ -145,7 +149,7 @@ class ImageSearch(Root):
                 if self._is_found("/".join(parts[cut:])):
                     self._prefix = "/".join(parts[:cut]) + "/"
                     self._report.note(
-                        f"the images are named as on another machine: `{'/'.join(parts[cut:])}` is read for `{name}`"
+                        f"the table names folders that are not here: `{'/'.join(parts[cut:])}` is read for `{name}`"
                     )
                     return
         self._refuse(names)
@@ -190,15 +194,7 @@ class _Index:
             if real in seen:
                 continue
             seen.add(real)
-            below = []
-            with os.scandir(os.path.join(folder, place)) as entries:
-                for entry in entries:
-                    if is_hidden(entry.name):
-                        continue
-                    if entry.is_dir(follow_symlinks=follow_links):
-                        below.append(entry.name)
-                    elif not entry.is_dir():
-                        self._add(place, entry.name)
+            below = self._add_files(folder, place, follow_links=follow_links)
             if depth < MAX_DEPTH:
                 waiting.extend((f"{place}/{name}" if place else name, depth + 1) for name in sorted(below))
 
@@ -226,6 +222,22 @@ class _Index:
             return paths
         end = "/" + unicodedata.normalize("NFC", folder)
         return [path for path in paths if ("/" + unicodedata.normalize("NFC", os.path.dirname(path))).endswith(end)]
+
+    def _add_files(self, folder: str, place: str, *, follow_links: bool) -> list[str]:
+        """Take in the files of one folder, and return the names of the folders in it."""
+        below: list[str] = []
+        try:
+            with os.scandir(os.path.join(folder, place)) as entries:
+                for entry in entries:
+                    if is_hidden(entry.name):
+                        continue
+                    if entry.is_dir(follow_symlinks=follow_links):
+                        below.append(entry.name)
+                    elif not entry.is_dir():
+                        self._add(place, entry.name)
+        except PermissionError:  # of a folder that may have nothing to do with the corpus
+            log.debug("`%s` cannot be searched for images", os.path.join(folder, place))
+        return below
 
     def _add(self, place: str, name: str) -> None:
         key = name if name.isascii() else unicodedata.normalize("NFC", name)
