@@ -1,9 +1,9 @@
 """What clipkit raises.
 
-ClipkitError            something a user can mend: printed as `error:` and `hint:`, exit code 1
-├── ConfigError         a training config that cannot be used
+ClipkitError            something the user can fix: printed as `error:` and `hint:`, exit code 1
+├── ConfigError         a training config that is not valid
 ├── DataError           a corpus or dataset that cannot be read or written
-│   └── RejectedRows    done, but rows were turned away under --strict (exit code 3)
+│   └── RejectedRows    done, but rows were rejected under --strict (exit code 3)
 ├── ModelError          a model that cannot be built or loaded
 ├── CheckpointError     a run or checkpoint that cannot be used
 ├── TrainingError       a training run that had to stop
@@ -12,11 +12,12 @@ ClipkitError            something a user can mend: printed as `error:` and `hint
 
 import re
 
-RUST_PLACE = re.compile(r",? ?/\S+\.rs:\d+:\d+")  # where in Lance's own source an error arose
+DISTRIBUTION = "clipkit-train"  # what `pip install` calls it: `clipkit` on PyPI is another project
+RUST_PLACE = re.compile(r",? ?/\S+\.rs:\d+:\d+")  # the place in Lance's source code that its errors name
 
 
 class ClipkitError(Exception):
-    """An error with a `hint`: what is wrong, and what to do about it."""
+    """An error and a `hint`: what is wrong, and what to do about it."""
 
     exit_code = 1
 
@@ -54,11 +55,11 @@ class MissingExtra(ClipkitError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"`{package}` is not installed, and {purpose} needs it",
-            f"pip install 'clipkit[{extra}]'",
+            f"`pip install '{DISTRIBUTION}[{extra}]'`",
         )
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, short enough to be part of a message of ours."""
+    """The first line of another library's error, short enough for a message of ours."""
     lines = RUST_PLACE.sub("", str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

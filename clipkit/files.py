@@ -1,13 +1,14 @@
-"""Writing that survives a power cut, and who may not write where."""
+"""Files: read whole, written so that they survive a power cut, and errors that say who may not write where."""
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from clipkit.errors import DataError
 
@@ -67,3 +68,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if the file is missing or torn."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,45 +1,52 @@
-"""A trained model to encode with: the one way in which inference opens a run or a checkpoint.
+"""A trained model to use: the one way in which a run or a checkpoint is opened.
 
 Shapes: n inputs, D the embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from clipkit.config import Config, FeatureText
-from clipkit.config.file import load_config
-from clipkit.data.inputs.pixels import EncodedImages
-from clipkit.data.tokenizer import load_tokenizer
-from clipkit.errors import CheckpointError, DataError, ModelError, first_line
+from clipkit.config import Config, DataConfig
+from clipkit.config.file import load_run_config
+from clipkit.data.inputs import Pixels
+from clipkit.errors import DataError, ModelError, first_line
 from clipkit.hardware import choose_device
-from clipkit.images.decode import fastest_decoder
 from clipkit.images.header import BadImage
-from clipkit.models import DualEncoder, build_model
-from clipkit.runs.folder import CONFIG, WEIGHTS, find_checkpoint, read_meta
-from clipkit.types import Tokenizer
+from clipkit.models import DualEncoder
+from clipkit.runs.checkpoint import check_fits, read_meta, read_weights
+from clipkit.runs.folder import CHECKPOINTS, CONFIG, find_checkpoint
+from clipkit.tasks import TaskContext, build_task
+from clipkit.tasks.contrastive import ContrastiveTask
+from clipkit.types import Task
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """A model in evaluation mode on its device, with its tokenizer, its config and what its checkpoint says of it."""
+class Model:
+    """A trained model in evaluation mode on its device, with its config and what its checkpoint says of it."""
 
-    model: DualEncoder
-    tokenizer: Tokenizer | None
+    task: Task
     config: Config
-    meta: dict[str, Any]
+    task_data: DataConfig  # what the task was built with: the run's, without its cache of pixels
+    meta: Mapping[str, Any]
     checkpoint: Path
+
+    @property
+    def module(self) -> nn.Module:
+        return self.task.model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     @property
     def step(self) -> int:
@@ -47,44 +54,64 @@ class Encoder:
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
         """(n, D) float32."""
-        if self.tokenizer is None:
+        task = self._dual_encoder()
+        tokenizer = task.text.tokenizer
+        if tokenizer is None:
             raise ModelError(
                 "this model was trained on stored text features: it cannot read texts",
                 "compute the features with the encoder that made the stored ones",
             )
-        tokenizer = self.tokenizer
-
-        def encode(part: Sequence[str]) -> Tensor:
-            return self.model.encode_text(tokenizer(part).to(self.model.device))
-
-        return self._encode(encode, texts, batch_size=batch_size)
+        return self._encode(tokenizer, task.model.encode_text, texts, batch_size=batch_size)
 
     def encode_images(self, images: Sequence[bytes | Path], *, batch_size: int = 64) -> np.ndarray:
-        """(n, D) float32, of encoded images or files of them. Raises DataError for one that is no image."""
-        pixels = EncodedImages(self.config.data, fastest_decoder())
-        size_px = self.model.image_spec.size_px
+        """(n, D) float32, of encoded images or of image files. Raises DataError for one that cannot be read."""
+        task = self._dual_encoder()
+        pixels = [input_ for input_ in task.image.inputs(None) if isinstance(input_, Pixels)]
+        if not pixels:
+            raise ModelError(
+                "this model was trained on stored image features: it cannot read images",
+                "compute the features with the encoder that made the stored ones",
+            )
 
-        def encode(part: Sequence[bytes | Path]) -> Tensor:
+        def read(part: Sequence[bytes | Path]) -> dict[str, Tensor]:
+            size_px = pixels[0].spec.size_px
             out_BHWC = np.empty((len(part), size_px, size_px, 3), dtype=np.uint8)
             for image, out in zip(part, out_BHWC, strict=True):
-                _render(pixels, image, out)
-            return self.model.encode_image(torch.from_numpy(out_BHWC).to(self.model.device))
+                _render(pixels[0], image, out)
+            return {"pixels": torch.from_numpy(out_BHWC)}
 
-        return self._encode(encode, images, batch_size=batch_size)
+        return self._encode(read, task.model.encode_image, images, batch_size=batch_size)
 
-    def _encode(self, encode: Callable[[Sequence[T]], Tensor], inputs: Sequence[T], *, batch_size: int) -> np.ndarray:
+    def _dual_encoder(self) -> ContrastiveTask:
+        if not isinstance(self.task, ContrastiveTask):
+            raise ModelError(f"`{self.checkpoint}` is not a model that embeds images and texts")
+        return self.task
+
+    def _encode(
+        self,
+        read: Callable[[Sequence[T]], Mapping[str, Tensor]],
+        encode: Callable[[Mapping[str, Tensor]], Tensor],
+        inputs: Sequence[T],
+        *,
+        batch_size: int,
+    ) -> np.ndarray:
+        model = self.module
+        assert isinstance(model, DualEncoder)
+        parts = [np.empty((0, model.embedding_dim), dtype=np.float32)]
         with torch.inference_mode():
-            parts = [encode(part).float().cpu().numpy() for part in _batches(inputs, batch_size)]
-        return np.concatenate([np.empty((0, self.model.embedding_dim), dtype=np.float32), *parts])
+            for part in _batches(inputs, batch_size):
+                tensors = {name: tensor.to(self.device) for name, tensor in read(part).items()}
+                parts.append(encode(tensors).float().cpu().numpy())
+        return np.concatenate(parts)
 
 
-def _render(pixels: EncodedImages, image: bytes | Path, out: np.ndarray) -> None:
+def _render(pixels: Pixels, image: bytes | Path, out: np.ndarray) -> None:
     name = f"`{image}`" if isinstance(image, Path) else "an image"
     try:
         data = image.read_bytes() if isinstance(image, Path) else image
         pixels.render(memoryview(data), None, None, out)
     except (OSError, BadImage) as error:
-        raise DataError(f"{name} cannot be read as an image: {first_line(error)}", "is the file whole?") from error
+        raise DataError(f"{name} cannot be read as an image: {first_line(error)}", "is the file complete?") from error
 
 
 def _batches(inputs: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -92,33 +119,17 @@ def _batches(inputs: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield inputs[start : start + size]
 
 
-def load(path: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Encoder:
+def open_model(source: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Model:
     """The model of a run (its `best` or `last` checkpoint, or that of a step) or of a checkpoint folder."""
-    folder = find_checkpoint(path, checkpoint)
-    config = load_config(folder / CONFIG)
+    folder = find_checkpoint(source, checkpoint)
     meta = read_meta(folder)
-    tokenizer = None
-    if not isinstance(config.model.text, FeatureText):
-        tokenizer = load_tokenizer(folder / "tokenizer", max_tokens=config.data.max_tokens, padding=config.data.padding)
-    model = build_model(
-        config.model, data=config.data, loss=config.loss, tokenizer=tokenizer, saved=meta["architecture"]
-    )
-    _load_weights(model, folder)
-    return Encoder(model.to(choose_device(device)).eval(), tokenizer, config, meta, folder)
-
-
-def _load_weights(model: DualEncoder, folder: Path) -> None:
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the weights of `{folder}` cannot be read: {first_line(error)}", "take another checkpoint of its run"
-        ) from error
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        detail = str(error).strip().splitlines()[-1].strip()
-        raise CheckpointError(
-            f"the weights of `{folder}` are of another model than its config says: {detail[:300]}",
-            f"`{folder / 'config.yaml'}` should be as training wrote it",
-        ) from error
+    run_folder = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
+    config = load_run_config(folder / CONFIG, recorded=meta.get("plugins", ()), run_folder=run_folder)
+    # Other datasets than the run's may have no cache of pixels.
+    data = config.data.model_copy(update={"cache": None})
+    task = build_task(TaskContext(config.model_copy(update={"data": data}), checkpoint=folder))
+    weights = read_weights(folder)
+    check_fits(weights, task.model, checkpoint=folder)
+    task.model.load_state_dict(weights)
+    task.model.to(choose_device(device)).eval()
+    return Model(task, config, data, meta, folder)

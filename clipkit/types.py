@@ -1,23 +1,30 @@
-"""The dataclasses that cross module borders.
+"""The contracts: dataclasses and protocols that cross module borders.
 
 Shapes: B rows of a batch, H and W pixels, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
 
+    from clipkit.data.inputs import Input
+
 Scalar = str | int | float | bool | None
+Progress = Callable[[int, int], object]  # is told how many of all items are done
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def no_progress(done: int, total: int) -> None:
+    """Shows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +66,8 @@ class ImageSpec:
             raise ValueError(f"shortest_px is {self.shortest_px}, less than size_px, {self.size_px}")
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Padded token ids and their mask, both (B, T) int64."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
-        return Tokens(change(self.input_ids), change(self.attention_mask))
-
-    def to(self, device: torch.device) -> Tokens:
-        return self.map(lambda tensor: tensor.to(device))
-
-
 class Tokenizer(Protocol):
-    """Texts to `Tokens`; built in `data`, used by `data` and `encoder`, known to `models` by its sizes alone."""
+    """Texts to padded token ids: `input_ids` and `attention_mask`, both (B, T) int64."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -86,9 +79,9 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def num_remembered(self) -> int: ...  # texts whose ids it keeps in memory
-    def __call__(self, texts: Sequence[str]) -> Tokens: ...
+    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]: ...
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]: ...  # (T,) int32 each, not padded
-    def pad(self, ids: Sequence[np.ndarray]) -> Tokens: ...
+    def pad(self, ids: Sequence[np.ndarray]) -> dict[str, torch.Tensor]: ...
     def save(self, folder: Path) -> None: ...
 
 
@@ -96,86 +89,135 @@ class Tokenizer(Protocol):
 class Batch:
     """One rank's share of a global batch, on the CPU (pinned) or on a device.
 
-    `images` is (B, H, W, 3) uint8, RGB; the model normalises it. `image_features` and `text_features` are (B, F)
-    float, for encoders whose output is stored in the dataset.
+    `tensors` are what the task's inputs read, each (B, …): `pixels` (B, H, W, 3) uint8 RGB, `input_ids` and
+    `attention_mask` (B, T) int64, `image_features` and `text_features` (B, F) float, and those of plugins.
     """
 
     step: int
     epoch: int
     rows: np.ndarray  # (B,) int64: offsets into the dataset version that the run trains on
     image_ids: Sequence[str]
-    captions: Sequence[str]
-    images: torch.Tensor | None = None
-    tokens: Tokens | None = None
-    image_features: torch.Tensor | None = None
-    text_features: torch.Tensor | None = None
-    num_replaced: int = 0  # rows that could not be decoded and that another row stands in for
+    captions: Sequence[str]  # the caption that each sample takes; empty texts where no input reads captions
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    num_replaced: int = 0  # rows that cannot be used and that another row stands in for
     wait_s: float = 0.0  # how long the consumer waited for this batch
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """The batch with each of its tensors changed."""
-
-        def changed(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else change(tensor)
-
-        return replace(
-            self,
-            images=changed(self.images),
-            tokens=None if self.tokens is None else self.tokens.map(change),
-            image_features=changed(self.image_features),
-            text_features=changed(self.text_features),
-        )
-
-
-class Gallery(Protocol):
-    """Rows to evaluate on: every image once and every one of its captions, without augmentation."""
-
-    @property
-    def rows(self) -> np.ndarray: ...  # (num_images,) int64, ascending: offsets into the dataset version
-    @property
-    def num_images(self) -> int: ...
-    @property
-    def num_captions(self) -> int: ...
-    @property
-    def caption_to_image(self) -> np.ndarray: ...  # (num_captions,) int64: a position among `rows`
-    def image_batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]: ...
-    def text_batches(
-        self, batch_size: int, rank: int = 0, world: int = 1
-    ) -> Iterator[tuple[np.ndarray, Tokens | torch.Tensor]]:
-        """Positions of captions, with their tokens or stored features."""
+        return replace(self, tensors={name: change(tensor) for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A loss with its graph, and detached scalars on its device that are read when somebody looks at them."""
+    """A loss with its graph, and detached scalars on its device, to be read when somebody looks at them.
+
+    `weight` is how many targets the loss is a mean over: pairs, tokens, rows. Pieces of a batch, and ranks, count in
+    proportion to it. A loss of no targets is 0 with the weight 0.
+    """
 
     loss: torch.Tensor
+    weight: torch.Tensor | float
     metrics: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """A kind of training, as the trainer knows it.
+Features = tuple["torch.Tensor", ...]  # each (B, …), a row a sample
 
-    `loss(encode(batch))` is one forward pass. Gradient caching cuts between the two: `loss` works as well on
-    features that were detached and put together from chunks. On several ranks the mean of the ranks' losses is
-    the loss of the global batch, so averaged gradients (as DDP makes them) are its gradient.
-    """
+
+class Task(Protocol):
+    """A kind of training: all that the trainer knows of what it trains."""
 
     @property
     def model(self) -> nn.Module:
         """The bare model: its parameters and its state are what is optimized and saved."""
 
-    def encode(self, batch: Batch) -> tuple[torch.Tensor, ...]: ...  # each (B, D)
-    def loss(self, features: tuple[torch.Tensor, ...]) -> LossOutput: ...
+    @property
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """Groups of the optimizer: patterns (`fnmatch`) of parameter names, which together cover the model."""
+
+    @property
+    def shards(self) -> Sequence[str]:
+        """Submodules that FSDP wraps."""
+
+    @property
+    def from_scratch(self) -> Collection[str]:
+        """Groups that start from no weights: `optim.freeze: {…: pretrained}` does not freeze these."""
+
+    def inputs(self) -> Sequence[Input]:
+        """What it reads of each row."""
+
+    def start_from(self, weights: Mapping[str, torch.Tensor], *, source: str) -> None:
+        """Start from a checkpoint's weights; raises CheckpointError where they do not fit."""
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """The loss of (a piece of) this rank's share, under the precision's autocast."""
+
     def after_step(self) -> None:
         """Put parameters back into their bounds after the optimizer has moved them."""
 
-    def evaluate(self, gallery: Gallery, *, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Any]: ...
     def alarms(self, metrics: Mapping[str, float], *, batch_size: int) -> Mapping[str, str]:
-        """What is going wrong, by name, with its likely cause: from a step's metrics and `loss`, or a validation's."""
+        """What is going wrong, by name, with its likely cause: from a step's metrics and `loss`, or an evaluation's."""
+
+    def tune(self, *, device_type: str, precision: str) -> None:
+        """Choose the fastest kernels for the model where it will run."""
 
     def architecture(self) -> dict[str, Any]:
         """JSON that a checkpoint must hold to build the model again without any download."""
+
+    def save(self, folder: Path) -> None:
+        """Write what a checkpoint needs beside the weights, such as a tokenizer."""
+
+
+@runtime_checkable
+class Cacheable(Protocol):
+    """A task whose loss needs all features of a batch at once, and can be trained with gradient caching."""
+
+    def encode(self, batch: Batch) -> Features: ...
+    def loss_of(self, features: Features, batch: Batch) -> LossOutput:
+        """The loss of features that `encode` gave, also where they were detached and put together from chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells to print: the first column is text, the others are numbers."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Evaluator(Protocol):
+    """A kind of measurement of a model on fixed rows."""
+
+    @property
+    def main(self) -> str:
+        """The metric that chooses the best checkpoint unless `train.best` does, by path: `text_to_image/recall@10`."""
+
+    @property
+    def shown(self) -> Sequence[str]:
+        """The metrics to look at first, by path."""
+
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        """The names (the last parts of paths) of metrics that are better lower."""
+
+    def run(self, model: nn.Module, ranks: Ranks, progress: Progress = no_progress) -> dict[str, Any]:
+        """Numbers by name, nested as the evaluator likes; the same on every rank."""
+
+    def report(self, model: nn.Module, *, picture: Path | None, progress: Progress = no_progress) -> dict[str, Any]:
+        """What `clipkit eval` reports: the numbers, and how they were measured."""
+
+    def describe(self, report: Mapping[str, Any]) -> Sequence[str | Table]:
+        """A report in words and tables."""

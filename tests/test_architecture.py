@@ -23,16 +23,14 @@ LAYERS = {
     2: {"images", "store", "runs", "metrics"},
     3: {"readers", "losses", "data"},
     4: {"models"},
-    5: {"evaluators", "train"},
+    5: {"train"},
     6: {"tasks"},
-    7: {"opening"},
-    8: {"workflows"},
-    9: {"console", "cli", "commands", "__main__"},
+    7: {"evaluators"},
+    8: {"opening"},
+    9: {"workflows"},
+    10: {"console", "cli", "commands", "__main__"},
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
-MAX_MODULE_LINES = 350
-MAX_FUNCTION_LINES = 60
-MAX_PARAMETERS = 8
 
 
 @dataclass(frozen=True)
@@ -83,19 +81,15 @@ MODULES = [Module(name, path, ast.parse(path.read_text())) for name, path in MOD
 each_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
 
 
-def functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
-
-
 @each_module
 def test_a_module_imports_only_from_lower_layers(module: Module) -> None:
     assert module.unit in LAYER_OF, f"give `{module.unit}` a layer"
-    for name, _ in module.imports():
+    for name, typing_only in module.imports():
+        if typing_only and module.unit == "types":  # the contracts name what they are about
+            continue
         unit = name.split(".")[1] if "." in name else "__init__"
         own, other = LAYER_OF[module.unit], LAYER_OF[unit]
-        assert other < own or unit == module.unit or own == other in (0, 9), f"{module.name} imports {name}"
+        assert other < own or unit == module.unit or own == other in (0, 10), f"{module.name} imports {name}"
 
 
 def test_there_are_no_cycles() -> None:
@@ -116,18 +110,6 @@ def test_only_the_console_prints(module: Module) -> None:
     for node in ast.walk(module.tree):
         text = ast.unparse(node) if isinstance(node, ast.Call) else ""
         assert not text.startswith(("print(", "sys.stdout.write", "sys.stderr.write")), f"{module.name}: {text}"
-
-
-@each_module
-def test_modules_and_functions_are_short(module: Module) -> None:
-    assert len(module.path.read_text().splitlines()) <= MAX_MODULE_LINES
-    for function in functions(module):
-        lines = (function.end_lineno or 0) - function.body[0].lineno + 1
-        assert lines <= MAX_FUNCTION_LINES, f"{function.name} has {lines} lines"
-        parameters = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-        count = sum(parameter.arg not in ("self", "cls") for parameter in parameters)
-        is_command = module.unit == "commands"  # its parameters are the flags of the command line
-        assert is_command or count <= MAX_PARAMETERS, f"{function.name} has {count} parameters"
 
 
 @each_module

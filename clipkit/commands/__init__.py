@@ -1,12 +1,12 @@
-"""The commands, a module a family. Each has `register(app)` and imports what is heavy inside its functions."""
+"""The commands, one module each. Each has `register(app)` and imports heavy packages inside its functions."""
 
 from collections.abc import Callable
 
 import typer
 
-from clipkit.commands import bench, cache, config, corpus, doctor, evaluate, info, ingest, sample, show, train
+from clipkit.commands import bench, cache, config, corpus, doctor, evaluate, info, ingest, init, sample, show, train
 
-# In the order of `clipkit --help`, which is that of the work.
+# In the order of `clipkit --help`.
 COMMANDS: tuple[Callable[[typer.Typer], None], ...] = (
     ingest.register,
     info.register,
@@ -14,6 +14,7 @@ COMMANDS: tuple[Callable[[typer.Typer], None], ...] = (
     corpus.register,
     cache.register,
     bench.register,
+    init.register,
     train.register,
     evaluate.register,
     config.register,

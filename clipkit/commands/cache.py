@@ -22,19 +22,19 @@ def cache(
     """Keep decoded pixels in the dataset, for training at speed."""
     from tqdm import tqdm
 
-    from clipkit.data import pixel_cache as caches
+    from clipkit.data.pixel_cache import estimate_cache, make_cache
     from clipkit.store import Dataset
 
     opened = Dataset(dataset)
-    plan = caches.plan_cache(opened, side_px=size)
+    estimate = estimate_cache(opened, side_px=size)
     console.say(
-        f"column `{plan.column}`: {plan.rows:,} rows to decode, {console.format_bytes(plan.bytes)} on disk, about "
-        f"{plan.write_s:,.0f} s; reading a crop is up to {plan.gain:.1f} times as fast as decoding"
+        f"column `{estimate.column}`: {estimate.rows:,} rows to decode, {console.format_bytes(estimate.bytes)} on "
+        f"disk, about {estimate.write_s:,.0f} s; reading a crop is up to {estimate.gain:.1f} times as fast as decoding"
     )
     bad: list[str] = []
-    if not dry_run and plan.rows:
-        with tqdm(total=plan.rows, desc="decoding", unit=" images", leave=False) as bar:
-            opened, bad = caches.make_cache(opened, side_px=size, advance=bar.update)
+    if not dry_run and estimate.rows:
+        with tqdm(total=estimate.rows, desc="decoding", unit=" images", leave=False) as bar:
+            opened, bad = make_cache(opened, side_px=size, advance=bar.update)
     for image_id in bad[:10]:
         console.say(f"cannot be decoded: `{image_id}`")
     if len(bad) > 10:
@@ -42,14 +42,14 @@ def cache(
     if as_json:
         console.print_json(
             {
-                "column": plan.column,
-                "rows": plan.rows - len(bad),
-                "bytes": plan.bytes,
-                "gain": round(plan.gain, 2),
+                "column": estimate.column,
+                "rows": estimate.rows - len(bad),
+                "bytes": estimate.bytes,
+                "gain": round(estimate.gain, 2),
                 "undecodable": len(bad),
                 "version": opened.version,
-                "written": not dry_run and plan.rows > len(bad),
+                "written": not dry_run and estimate.rows > len(bad),
             }
         )
     elif not dry_run:
-        console.print_result(f"`{plan.column}` is complete; train from it with `data.cache: {size}`")
+        console.print_result(f"`{estimate.column}` is complete; train from it with `data.cache: {size}`")

@@ -1,4 +1,4 @@
-"""`clipkit info`: what is in a dataset, and what stands in two of its splits."""
+"""`clipkit info`: what a dataset holds, and which images occur in two of its splits."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def register(app: typer.Typer) -> None:
 def info(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path or URI of the Lance dataset.")],
     version: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="A version's number or tag; the newest when left out.")
+        str | None, typer.Option(metavar="VERSION", help="A version number or tag; the newest by default.")
     ] = None,
     leaks: Annotated[
-        bool, typer.Option("--leaks", help="Look for images that stand in two splits, the same or nearly so.")
+        bool, typer.Option("--leaks", help="Look for images that occur in two splits, identical or similar.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Tell what a dataset holds and where it came from."""
+    """Show what a dataset holds and where it came from."""
     from clipkit.workflows.info import describe
 
     found = describe(dataset, version=version)
@@ -54,12 +54,12 @@ def _find_leaks(dataset: str, version: str | None, num_rows: int) -> Leaks:
 def _sections(found: Info) -> list[str]:
     splits = ", ".join(f"{name} {rows}" for name, rows in found.splits.items()) or "none"
     if found.num_without_split and found.splits:
-        splits += f", without {found.num_without_split}"
+        splits += f", no split {found.num_without_split}"
     images = found.images
     spreads: list[tuple[str, Spread | None]] = [
-        ("captions an image", found.captions_per_image),
-        ("words a caption", found.caption_words),
-        ("characters a caption", found.caption_chars),
+        ("captions per image", found.captions_per_image),
+        ("words per caption", found.caption_words),
+        ("characters per caption", found.caption_chars),
     ]
     if images is not None:
         spreads += [
@@ -85,7 +85,7 @@ def _sections(found: Info) -> list[str]:
         console.format_table(("", "min", "median", "mean", "max"), numbers),
         console.format_table(("version", "created", "rows", "tags"), versions),
         "\n".join(["where it came from:", *map(_origin, found.provenance or [{}])]),
-        *([f"read an image with plain Lance:\n{images.how_to_read}"] if images is not None else []),
+        *([f"how to read an image with Lance alone:\n{images.how_to_read}"] if images is not None else []),
     ]
 
 
@@ -93,13 +93,13 @@ def _images(images: Images | None) -> str:
     if images is None:
         return "images: none"
     formats = ", ".join(f"{name} {number}" for name, number in images.formats.items())
-    rotated = f"; EXIF turns {images.num_rotated} when they are read" if images.num_rotated else ""
-    return f"images: {images.storage} column; formats of {images.num_sampled} sampled: {formats or 'none'}{rotated}"
+    rotated = f"; {images.num_rotated} rotated by EXIF when read" if images.num_rotated else ""
+    return f"images: {images.storage} column; formats of {images.num_sampled} of them: {formats or 'none'}{rotated}"
 
 
 def _origin(provenance: Any) -> str:
     if not provenance:
-        return "  it does not say"
+        return "  not recorded"
     sources = ", ".join(provenance.get("sources", []))
     formats = ", ".join(provenance.get("formats", []))
     lines = [
@@ -113,14 +113,14 @@ def _origin(provenance: Any) -> str:
 
 
 def _leaks(leaks: Leaks) -> str:
-    lines = [f"leaks: {len(leaks.exact)} images stand in two splits as they are, {len(leaks.near)} pairs look alike"]
+    lines = [f"leaks: {len(leaks.exact)} images occur in two splits, {len(leaks.near)} more pairs look alike"]
     for members in leaks.exact[:NUM_SHOWN]:
         lines.append("  same   " + " = ".join(f"{member.image_id} ({member.split})" for member in members))
     for near in leaks.near[:NUM_SHOWN]:
         pair = " ~ ".join(f"{member.image_id} ({member.split})" for member in near.images)
         lines.append(f"  alike  {pair}, {near.distance} of 64 bits apart")
     if max(len(leaks.exact), len(leaks.near)) > NUM_SHOWN:
-        lines.append("  … all of them with --json")
+        lines.append("  … `--json` lists all of them")
     if leaks.num_unreadable:
-        lines.append(f"  {leaks.num_unreadable} images could not be decoded and were not compared")
+        lines.append(f"  {leaks.num_unreadable} images cannot be decoded and were not compared")
     return "\n".join(lines)

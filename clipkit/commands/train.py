@@ -32,7 +32,7 @@ def train(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN|auto", help="Go on with a run; auto: with the newest of its name, or start it."),
+        typer.Option(metavar="RUN|auto", help="Resume a run; auto: the newest of its name, or start it."),
     ] = None,
     rerun: Annotated[
         str | None, typer.Option(metavar="RUN", help="Repeat a run from its start, in a new folder.")
@@ -40,14 +40,14 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, build, run one batch, write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Train a model by a config, into a run folder."""
+    """Train a model as a config says, into a run folder."""
     from clipkit.train.signals import leave_on_signals
 
-    leave_on_signals()  # until training takes them over
+    leave_on_signals()  # until training handles them
     from clipkit.train.session import open_session
 
     if not _is_main():
-        logging.getLogger("clipkit").setLevel(logging.ERROR)  # of several processes one talks
+        logging.getLogger("clipkit").setLevel(logging.ERROR)  # of several processes one logs
     trains_here = not dry_run and _is_main()
     session = open_session(config, sets or (), resume=resume, rerun=rerun, hold=trains_here)  # before heavy imports
     if trains_here:
@@ -56,25 +56,25 @@ def train(
     from clipkit.hardware import let_threads_sleep
 
     let_threads_sleep()
-    from clipkit.workflows import train as training
+    from clipkit.workflows import train as workflow
 
     if dry_run:
-        result = training.dry_run(session)
+        result = workflow.dry_run(session)
         if _is_main():
             console.print_json(result) if as_json else _print_groups(result)
         return
     with closing(_make_progress(session.config.run.name, session.step)) as progress:
-        summary = training.train(session, progress=progress)
+        summary = workflow.train(session, progress=progress)
     if not _is_main():
         raise typer.Exit(summary["exit_code"])
     console.print_json(summary) if as_json else _print_summary(summary)
     if summary["exit_code"]:
-        console.say(f"stopped at step {summary['step']}; go on with: clipkit train --resume {summary['run']}")
+        console.say(f"stopped at step {summary['step']}; resume with: clipkit train --resume {summary['run']}")
     raise typer.Exit(summary["exit_code"])
 
 
 def _is_main() -> bool:
-    """Whether this process is the one that prints; after training there is no process group to ask."""
+    """Whether this process is the one that prints; after training there is no process group."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -96,15 +96,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"{summary['reason']}: {summary['step']:,} steps ({summary['epochs']:g} epochs) in {summary['wall_s']:.0f} s"
         f"{loss}, {summary['samples_per_s']:.0f} samples/s, {summary['wait_share']:.1%} waiting for data"
     ]
-    validation = summary["validation"]
-    if validation is not None:
-        shown = [
-            f"{direction.replace('_', ' ')}: "
-            + ", ".join(f"{name} {value:.3f}" for name, value in validation[direction].items() if "recall" in name)
-            for direction in ("text_to_image", "image_to_text")
-            if direction in validation
-        ]
-        lines += [f"last validation on `{validation['split']}`, {line}" for line in shown]
+    if summary["shown"]:
+        lines.append(f"last evaluation: {_numbers(summary['shown'])}")
     best = summary["best"]
     if best["step"] is not None:
         lines.append(f"best: {best['metric']} {best['value']:.4f} at step {best['step']:,}")
@@ -119,10 +112,10 @@ def _make_progress(name: str, step: int) -> Bar | NoBar:
 
 
 class NoBar:
-    """Ranks other than 0 draw nothing."""
+    """For ranks other than 0."""
 
     def update(self, step: int, total: int | None, fields: Mapping[str, Any]) -> None: ...
-    def validation(self, line: Mapping[str, Any]) -> None: ...
+    def evaluated(self, step: int, label: str, shown: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -132,7 +125,7 @@ class Bar:
     def __init__(self, name: str, step: int) -> None:
         self._name = name
         self._start = step
-        self._bar: tqdm[Any] | None = None  # drawn with the first step: a bar at rest would only be in the way
+        self._bar: tqdm[Any] | None = None  # drawn with the first step
 
     def update(self, step: int, total: int | None, fields: Mapping[str, Any]) -> None:
         if self._bar is None:
@@ -154,17 +147,21 @@ class Bar:
         interval_s = 0.5 if sys.stderr.isatty() else 10.0
         return tqdm(desc=self._name, initial=self._start, unit="step", mininterval=interval_s, dynamic_ncols=True)
 
-    def validation(self, line: Mapping[str, Any]) -> None:
-        shown = ", ".join(
-            f"{direction.replace('_', ' ')} recall@10 {line[direction]['recall@10']:.3f}"
-            for direction in ("text_to_image", "image_to_text")
-            if "recall@10" in line.get(direction, {})
-        )
-        log.info("step %d, %s: %s", line["step"], line["split"], shown)
+    def evaluated(self, step: int, label: str, shown: Mapping[str, float]) -> None:
+        log.info("step %d, %s: %s", step, label, _numbers(shown))
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _numbers(shown: Mapping[str, float]) -> str:
+    """`text to image: recall@1 0.100, recall@5 0.300; image to text: …`."""
+    by_place: dict[str, list[str]] = {}
+    for path, value in shown.items():
+        place, _, name = path.rpartition("/")
+        by_place.setdefault(place.replace("_", " "), []).append(f"{name} {value:.3f}")
+    return "; ".join(f"{place}: {', '.join(parts)}" if place else ", ".join(parts) for place, parts in by_place.items())
 
 
 def _short(group: str) -> str:

@@ -1,15 +1,17 @@
-"""Every section of a training config: frozen pydantic models, unknown keys refused, unions told by `kind`.
+"""The sections of a training config: frozen pydantic models that reject unknown keys.
 
-A component gets its own section (`build_optimizer(model, config.optim)`), never the whole config.
-`config_file.py` reads these from YAML; `clipkit config` prints them with their documentation.
+A component gets its own section (`build_optimizer(groups, config.optim)`), never the whole config. `config.file` reads
+a config from YAML; `clipkit config` prints every key with its docstring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, create_model, model_validator
 
 from clipkit.config.data import (
     Augment,
@@ -23,35 +25,41 @@ from clipkit.config.data import (
     Shuffle,
     Source,
 )
-from clipkit.config.fields import PERCENT, PRETRAINED, Conflicts, CountOrZero, Section, parse_duration
-from clipkit.config.loss import Identity, InfoNCE, Loss, Ranking, Sigmoid, SoftTargets
+from clipkit.config.evaluate import EvaluatorSection, Retrieval
+from clipkit.config.fields import PERCENT, PRETRAINED, Conflicts, CountOrZero, Name, Section, parse_duration
+from clipkit.config.kinds import Choice, builder_of, find_kind, register
+from clipkit.config.loss import Identity, InfoNCE, Ranking, Sigmoid, SoftTargets
 from clipkit.config.model import (
+    DualEncoderConfig,
     FeatureImage,
     FeatureText,
-    Head,
     LinearHead,
     LoraConfig,
-    ModelConfig,
+    ModelSection,
     NoHead,
     ResidualHead,
     TextArchitecture,
     TimmImage,
     TransformersText,
 )
-from clipkit.config.optim import KNOWN_GROUPS, Freeze, Group, OptimConfig, Schedule
+from clipkit.config.optim import Freeze, Group, OptimConfig, Schedule
+from clipkit.config.task import Contrastive, TaskSection
 from clipkit.config.train import EarlyStopping, Ema, Guards, TrainConfig
 
 __all__ = [
-    "KNOWN_GROUPS",
     "PERCENT",
     "PRETRAINED",
     "Augment",
     "BlockShuffle",
+    "Choice",
     "Config",
     "Conflicts",
+    "Contrastive",
     "DataConfig",
+    "DualEncoderConfig",
     "EarlyStopping",
     "Ema",
+    "EvaluatorSection",
     "FeatureImage",
     "FeatureText",
     "Features",
@@ -59,13 +67,11 @@ __all__ = [
     "Group",
     "Guards",
     "HardNegatives",
-    "Head",
     "Identity",
     "InfoNCE",
     "LinearHead",
     "LoraConfig",
-    "Loss",
-    "ModelConfig",
+    "ModelSection",
     "NoAugment",
     "NoHead",
     "OptimConfig",
@@ -73,6 +79,7 @@ __all__ = [
     "RandomResizedCrop",
     "Ranking",
     "ResidualHead",
+    "Retrieval",
     "RunConfig",
     "Schedule",
     "Section",
@@ -80,21 +87,27 @@ __all__ = [
     "Sigmoid",
     "SoftTargets",
     "Source",
+    "TaskSection",
     "TextArchitecture",
     "TimmImage",
     "TrainConfig",
     "TransformersText",
+    "builder_of",
+    "config_of",
     "parse_duration",
+    "parse_values",
+    "register",
+    "task_of",
 ]
 
 
 class RunConfig(Section):
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
-    """The run's name: letters, digits, `_`, `-` and, but for its beginning, `.`."""
+    name: Name = "run"
+    """Name of the run: letters, digits, `_`, `-` and, except at the start, `.`."""
     dir: str | None = None
-    """The run folder; `runs/NAME` when left out."""
+    """Run folder; default: `runs/NAME`."""
     seed: CountOrZero = 0
-    """Everything random follows from it: initial weights, the order, crops, captions, dropout."""
+    """Determines everything random: initial weights, sample order, crops, captions, dropout."""
 
     @property
     def folder(self) -> Path:
@@ -102,58 +115,104 @@ class RunConfig(Section):
 
 
 class Config(Section):
+    """A whole training config; `parse_values` makes one with the `model` and `loss` of its task."""
+
+    plugins: tuple[str, ...] = ()
+    """Python modules that register kinds of your own: files next to the config, or installed modules."""
     run: RunConfig = RunConfig()
     """The run's name, folder and seed."""
+    task: Annotated[TaskSection, Choice("task")] = Contrastive()
+    """The kind of training."""
     data: DataConfig
-    """Which rows are trained on, and how they become batches."""
-    model: ModelConfig
-    """The two encoders and how they meet."""
-    loss: Loss = InfoNCE()
-    """What training minimises."""
+    """The rows to train on, and how they become batches."""
+    model: SerializeAsAny[ModelSection]
+    """The model to train; for the contrastive task, its encoders and heads."""
+    loss: SerializeAsAny[Section]
+    """The function that training minimises."""
     optim: OptimConfig = OptimConfig()
     """The optimizer, its learning rates and their schedule."""
     train: TrainConfig = TrainConfig()
-    """How long, on what and how safely."""
+    """Duration, batch size, device, checkpoints and safeguards."""
+    evaluate: dict[str, Annotated[EvaluatorSection, Choice("evaluator")]] = Field(default_factory=dict)
+    """Evaluators to run during training and in `clipkit eval`, by names of your own. `data.validation` is short for one
+    of the task's own kind."""
+
+    @property
+    def evaluators(self) -> dict[str, EvaluatorSection]:
+        """The evaluators by name; the one of `data.validation` has the name ""."""
+        if self.evaluate or self.data.validation is None:
+            return dict(self.evaluate)
+        return {"": self.task.evaluator(where=self.data.validation, every=self.train.validate_every)}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         problems = [
-            *_stored_features_are_named(self),
+            *self.task.conflicts(self),
+            *_groups_are_known(self),
             *_batch_can_be_split(self.train),
-            *_cache_suffices(self.data),
-            *_remembered_is_frozen(self),
+            *_evaluators_can_run(self),
         ]
-        if self.train.early_stopping and not (self.data.validation and self.train.validate_every):
-            problems.append(("train.early_stopping", "needs `data.validation` and `train.validate_every`"))
+        if self.data.cache and self.data.cache < self.data.image_size:
+            problems.append(("data.cache", f"must be at least `data.image_size`, {self.data.image_size}"))
         if problems:
             raise Conflicts(problems)
         return self
 
 
-def _stored_features_are_named(config: Config) -> Iterator[tuple[str, str]]:
-    for side, encoder, column in (
-        ("image", config.model.image, config.data.features.image),
-        ("text", config.model.text, config.data.features.text),
-    ):
-        if (encoder.kind == "features") != (column is not None):
-            yield f"model.{side}", f"`kind: features` and `data.features.{side}` go together"
+def _groups_are_known(config: Config) -> Iterator[tuple[str, str]]:
+    known = config.task.groups
+    for name, group in config.optim.groups.items():
+        if name not in known and not group.params:
+            listed = ", ".join(f"`{name}`" for name in known)
+            yield f"optim.groups.{name}", f"a group of your own needs `params`; the groups of the task are {listed}"
+    for name in config.optim.freeze:
+        if name not in known and name not in config.optim.groups:
+            yield "optim.freeze", f"there is no group `{name}`"
 
 
 def _batch_can_be_split(train: TrainConfig) -> Iterator[tuple[str, str]]:
-    if train.batch_size < 2:
-        yield "train.batch_size", "must be at least 2: a contrastive loss needs a negative"
     if train.chunk_size and train.accumulate > 1:
-        yield "train.chunk_size", "`train.accumulate` is another way of splitting a batch; give one"
+        yield "train.chunk_size", "cannot be combined with `train.accumulate`; set one of them"
     if train.batch_size % train.accumulate:
-        yield "train.accumulate", f"`train.batch_size`, {train.batch_size}, is not a multiple of it"
+        yield "train.accumulate", f"must divide `train.batch_size`, {train.batch_size}"
 
 
-def _cache_suffices(data: DataConfig) -> Iterator[tuple[str, str]]:
-    if data.cache and data.cache < data.image_size:
-        yield "data.cache", f"must be at least `data.image_size`, {data.image_size}"
+def _evaluators_can_run(config: Config) -> Iterator[tuple[str, str]]:
+    for name in config.evaluate:
+        if not name or "/" in name:
+            yield f"evaluate.{name}", "a name may not be empty or contain `/`"
+    if config.train.early_stopping and not any(section.every for section in config.evaluators.values()):
+        yield "train.early_stopping", "needs `evaluate`, or `data.validation` and `train.validate_every`"
 
 
-def _remembered_is_frozen(config: Config) -> Iterator[tuple[str, str]]:
-    text = config.model.text
-    if text.kind == "transformers" and text.remember and not config.optim.freezes_for_good("text_encoder"):
-        yield "model.text.remember", "needs an encoder that stays frozen: `optim.freeze: [text_encoder]`"
+def config_of(task: str) -> type[Config]:
+    """The config class of a task, with the keys of its `model` and `loss`."""
+    kind = find_kind("task", task)
+    return _config_of(kind.section if kind is not None else Contrastive)
+
+
+@cache
+def _config_of(section: type[Section]) -> type[Config]:
+    assert issubclass(section, TaskSection)
+    model, loss = (Config.model_fields[name].description for name in ("model", "loss"))
+    slot = Choice(f"{section.model_fields['kind'].default}_loss")
+    fields: dict[str, Any] = {
+        "model": (section.model_section, Field(description=model)),
+        "loss": (Annotated[Section, slot], Field(default=section.default_loss, description=loss)),
+    }
+    return create_model("Config", __base__=Config, __module__=section.__module__, **fields)
+
+
+def parse_values(values: Any) -> Config:
+    """Turn plain values, as YAML gives them, into the config of their task; raises pydantic's ValidationError."""
+    config = config_of(task_of(values)).model_validate(values)
+    if config.optim.groups:
+        return config
+    optim = config.optim.model_copy(update={"groups": dict(config.task.default_groups)})
+    return config.model_copy(update={"optim": optim})
+
+
+def task_of(values: Any) -> str:
+    """The name of the task in plain values."""
+    task = values.get("task") if isinstance(values, Mapping) else None
+    return str(task.get("kind", "contrastive")) if isinstance(task, Mapping) else "contrastive"

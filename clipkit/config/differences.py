@@ -1,4 +1,4 @@
-"""What differs between two configs of one run, and which differences a resume can live with."""
+"""The differences between two configs of one run, and which of them a resume allows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-# Keys that say which model is trained, on which rows, in which order. The rest may change from one resume to the next.
+# Keys that decide which model is trained, on which rows and in which order. A resume may change the others.
 BOUND = (
+    "task.*",
     "model.*",
     "loss.kind",
     "loss.learn_temperature",
@@ -22,16 +23,14 @@ FREE = (
     "model.init",
     "model.*.checkpointing",
     "model.text.remember",
-    "data.dataset",  # moved; that it is the same is looked at when it is open
+    "data.dataset",  # it may have moved; its contents are compared once it is open
     "data.validation",
     "data.augment*",
     "data.padding",
     "data.cache",
-    "data.token_cache",
     "data.decode",
     "data.keep_images_mb",
     "data.workers",
-    "data.worker_kind",
     "data.prefetch",
     "data.bad_rows",
     "data.stall_timeout_s",
@@ -54,7 +53,7 @@ class Difference:
 
 
 def find_differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[Difference]:
-    """Every key whose value differs, by its path; a section that only one side has counts as one."""
+    """Every key whose value differs; a section that only one of the two has counts as one key."""
     found = []
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name), after.get(name)
@@ -66,7 +65,7 @@ def find_differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix
 
 
 def _shown(value: Any) -> str:
-    """As a config has it."""
+    """As in a config file."""
     if value is None:
         return "null"
     if isinstance(value, bool):

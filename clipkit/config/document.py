@@ -1,4 +1,4 @@
-"""A YAML document whose values know the line they stand on, with `--set KEY=VALUE` laid over it."""
+"""A YAML document with the line of each value, and `--set KEY=VALUE` on top of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 KeyPath = tuple[str | int, ...]
-AFTER_THE_FILE = 1_000_000_000  # where `--set` sorts, behind every line
+AFTER_THE_FILE = 1_000_000_000  # `--set` sorts after every line
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,7 +31,7 @@ class Problem:
 
 @dataclass(slots=True)
 class Document:
-    """Plain values, the origin of each by its path of keys, and what was wrong on the way."""
+    """Plain values, the origin of each by its path of keys, and the problems found so far."""
 
     source: str
     values: dict[Any, Any] = field(default_factory=dict)
@@ -50,26 +50,14 @@ class Document:
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def remove(self, path: KeyPath) -> bool:
-        """Take a value out; whether it was there."""
-        parent = self._container(path[:-1])
-        if not path or not isinstance(parent, dict) or path[-1] not in parent:
-            return False
-        del parent[path[-1]]
-        return True
-
-    def rename(self, path: KeyPath, name: str) -> None:
-        """Give a key another name, if it is there; the value keeps its origin."""
-        parent = self._container(path[:-1])
-        if not isinstance(parent, dict) or path[-1] not in parent:
-            return
-        parent[name] = parent.pop(path[-1])
+    def copy_origins(self, path: KeyPath, to: KeyPath) -> None:
+        """Let the values at and below one path have their origins at another too."""
         for old, origin in list(self.origins.items()):
             if old[: len(path)] == path:
-                self.origins[(*path[:-1], name, *old[len(path) :])] = origin
+                self.origins[(*to, *old[len(path) :])] = origin
 
     def put(self, path: KeyPath, value: Any) -> None:
-        """Set a value, making the sections around it; KeyError holds the path of what is in the way."""
+        """Set a value and create the sections around it; KeyError holds the path of what is in the way."""
         here: Any = self.values
         for depth, part in enumerate(path[:-1]):
             if isinstance(here, dict) and here.get(part) is None:
@@ -80,34 +68,27 @@ class Document:
         else:
             here[_index(here, path[-1], path)] = value
 
-    def _container(self, path: KeyPath) -> Any:
-        here: Any = self.values
-        for part in path:
-            known = part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int)
-            here = here[part] if known else None
-        return here
-
 
 def dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
 def read_document(text: str, *, source: str) -> Document:
-    """Read YAML; what cannot be read, and keys that stand twice, are `problems` of the document."""
+    """Read YAML; syntax errors and keys that are given twice are `problems` of the document."""
     document = Document(source)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if isinstance(node, yaml.MappingNode):
             document.values = _Builder(document).build(node, ())
         elif node is not None:
-            document.report((), "must be sections of keys, such as `data:`")
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+            document.report((), "must be a mapping of keys, such as `data:`")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date like 2024-13-45; an anchor within itself
         document.problems.append(Problem(_origin_of(error, source), "", f"not valid YAML: {_reason(error)}"))
     return document
 
 
 def apply_set(document: Document, assignment: str, *, number: int) -> None:
-    """Lay `a.b=value` over the document; the value is YAML."""
+    """Set `a.b=value` in the document; the value is YAML."""
     key, equals, text = assignment.partition("=")
     path: KeyPath = tuple(key.strip().split("."))
     document.origins = {old: where for old, where in document.origins.items() if old[: len(path)] != path}
@@ -132,7 +113,7 @@ def apply_set(document: Document, assignment: str, *, number: int) -> None:
 
 
 class _Builder:
-    """Turns YAML's nodes into plain values and notes where each stands."""
+    """Turns YAML nodes into plain values and records the origin of each."""
 
     def __init__(self, document: Document, origin: Origin | None = None) -> None:
         self.document = document
@@ -149,12 +130,11 @@ class _Builder:
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[Any, Any]:
         first_lines: dict[str, int] = {}
         for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if key.value in first_lines:
-                origin = self._origin(key)
-                message = f"stands twice, first on line {first_lines[key.value]}"
-                self.document.problems.append(Problem(origin, dotted((*path, key.value)), message))
-            first_lines.setdefault(str(key.value), line)
+            name = str(key.value)
+            if name in first_lines:
+                message = f"is given twice, first on line {first_lines[name]}"
+                self.document.problems.append(Problem(self._origin(key), dotted((*path, name)), message))
+            first_lines.setdefault(name, key.start_mark.line + 1)
         self.constructor.flatten_mapping(node)  # `<<: *anchor`
         values = {}
         for key, value in node.value:

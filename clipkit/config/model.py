@@ -1,68 +1,69 @@
-"""`model`: the two encoders, the heads, and the embeddings they meet in."""
+"""`model`: the encoders, the heads and the size of the embeddings."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from clipkit.config.fields import BelowOne, Conflicts, Count, CountOrZero, Positive, Section
+from clipkit.config.kinds import Choice, register
 
 
 class TimmImage(Section):
     kind: Literal["timm"] = "timm"
     """A model of the timm library."""
     name: str
-    """A timm model, such as `resnet50` or `vit_small_patch16_224`, a folder of one, or `hf-hub:OWNER/NAME`."""
+    """A timm model such as `resnet50` or `vit_small_patch16_224`, a local folder, or `hf-hub:OWNER/NAME`."""
     pretrained: bool = False
-    """Start from the published weights (downloaded once), or the folder's."""
+    """Start from the published weights (downloaded once) or from those in the folder."""
     weights: str | None = None
-    """A local file of weights for this model (`.safetensors`, or a `.pth` of plain tensors)."""
+    """Local file with weights for this model (`.safetensors`, or a `.pth` of plain tensors)."""
     global_pool: str | None = None
-    """timm's pooling: avg, max, token, map …; `none` keeps every position, flattened; the model's own when left out."""
+    """timm's pooling: avg, max, token, map …; `none` flattens all positions. Default: the model's own."""
     num_classes: CountOrZero = 0
-    """Keep timm's classifier with so many outputs as the feature; 0 takes the pooled feature."""
+    """Use the outputs of timm's classifier, this many, as the feature; 0 uses the pooled feature."""
     drop_rate: BelowOne = 0.0
-    """Dropout before the encoder's output."""
+    """Dropout before the encoder's output layer."""
     drop_path_rate: BelowOne = 0.0
-    """Stochastic depth: the share of residual branches that are left out in training."""
+    """Stochastic depth: share of residual branches skipped in training."""
     norm: Literal["batch", "frozen", "sync"] = "batch"
-    """BatchNorm as it is, with its statistics frozen, or synchronised over GPUs."""
+    """BatchNorm unchanged, with frozen statistics, or synchronised across GPUs."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute activations in the backward pass: saves memory, costs about a third more time."""
 
 
 class FeatureImage(Section):
     kind: Literal["features"] = "features"
-    """The encoder's output is stored: see `data.features.image`."""
+    """No encoder: its stored outputs are read from `data.features.image`."""
     dim: Count
     """Length of the stored vectors."""
 
 
 class TextArchitecture(Section):
-    """A BERT-type encoder from scratch, with a WordPiece vocabulary trained on the training captions."""
+    """A BERT-style encoder trained from scratch, with a WordPiece vocabulary built from the training captions."""
 
     vocab_size: Count = 4000
-    """At most so many word pieces; the captions may have fewer."""
+    """Largest number of word pieces; the captions may yield fewer."""
     hidden_size: Count = 256
     """Width of the token embeddings and of every layer."""
     layers: Count = 4
-    """Transformer layers."""
+    """Number of transformer layers."""
     heads: Count = 4
-    """Attention heads; `hidden_size` must be a multiple."""
+    """Number of attention heads; must divide `hidden_size`."""
     intermediate_size: Count | None = None
-    """Width of the feed-forward layers; four times `hidden_size` when left out."""
+    """Width of the feed-forward layers; default: four times `hidden_size`."""
     dropout: BelowOne = 0.1
-    """Dropout of the layers' outputs and of attention."""
+    """Dropout in the layers and in attention."""
     initializer_range: Positive = 0.02
     """Standard deviation of the initial weights and token embeddings."""
     lowercase: bool = True
-    """Lower-case captions. Accents are always kept."""
+    """Convert captions to lower case. Accents are always kept."""
 
     @model_validator(mode="after")
     def _divisible(self) -> TextArchitecture:
         if self.hidden_size % self.heads:
-            raise Conflicts([("heads", f"`hidden_size`, {self.hidden_size}, is not a multiple of it")])
+            raise Conflicts([("heads", f"must divide `hidden_size`, {self.hidden_size}")])
         return self
 
 
@@ -70,31 +71,31 @@ class TransformersText(Section):
     kind: Literal["transformers"] = "transformers"
     """A model of the transformers library."""
     name: str | None = None
-    """A model of the Hugging Face hub, or a local folder; it goes before `architecture`."""
+    """A model on the Hugging Face hub or in a local folder; takes precedence over `architecture`."""
     pretrained: bool = True
-    """With `name`: load the weights; false takes the architecture alone, and the tokenizer."""
+    """Load the weights of `name`; false uses only its architecture and tokenizer."""
     architecture: TextArchitecture | None = None
-    """An encoder from scratch, for when there is no `name`."""
+    """An encoder to train from scratch, used when there is no `name`."""
     pooling: Literal["cls", "mean"] = "mean"
-    """The caption's vector: the first token's, or the mean over its tokens."""
+    """The caption's feature: the vector of its first token, or the mean over its tokens."""
     tokenizer: str | None = None
-    """Another model's or folder's tokenizer than `name`'s."""
+    """Model or folder whose tokenizer to use; default: that of `name`."""
     remember: bool = False
-    """Run an encoder that stays frozen once for each training caption, before the first step, and keep in memory
-    what it gives. A text encoder that starts from scratch under `freeze: pretrained` is trained, and runs as ever."""
+    """Run a frozen encoder once per training caption, before the first step, and keep its outputs in memory. Has no
+    effect on an encoder that is trained."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute activations in the backward pass: saves memory, costs about a third more time."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> TransformersText:
         if not self.name and not self.architecture:
-            raise Conflicts([("name", "give `name` (a model or a folder), or `architecture` (one from scratch)")])
+            raise Conflicts([("name", "set `name` (a model or a folder), or `architecture` (trained from scratch)")])
         return self
 
 
 class FeatureText(Section):
     kind: Literal["features"] = "features"
-    """The encoder's output is stored: see `data.features.text`."""
+    """No encoder: its stored outputs are read from `data.features.text`."""
     dim: Count
     """Length of the stored vectors."""
 
@@ -103,26 +104,36 @@ class ResidualHead(Section):
     kind: Literal["residual"] = "residual"
     """p = linear(x); LayerNorm(dropout(linear(GELU(p))) + p)."""
     dropout: BelowOne = 0.1
-    """In training, the share of the head's activations that are set to 0."""
+    """Share of the head's activations that are set to 0 in training."""
 
 
 class LinearHead(Section):
     kind: Literal["linear"] = "linear"
-    """One matrix."""
+    """A linear layer."""
     bias: bool = False
-    """Add a learned constant."""
+    """Add a learned bias."""
 
 
 class NoHead(Section):
     kind: Literal["none"] = "none"
-    """The encoder's output as it is; its width must be `embedding_dim`."""
+    """No head: the encoder's output must have the width `embedding_dim`."""
 
 
-Head = Annotated[ResidualHead | LinearHead | NoHead, Field(discriminator="kind")]
+Head = Annotated[Section, Choice("head")]
+ImageEncoder = Annotated[Section, Choice("image_encoder")]
+TextEncoder = Annotated[Section, Choice("text_encoder")]
+
+register("image_encoder", TimmImage, "clipkit.models.image_encoder:build")
+register("image_encoder", FeatureImage, "clipkit.models.features:build_image_features")
+register("text_encoder", TransformersText, "clipkit.models.text_encoder:build")
+register("text_encoder", FeatureText, "clipkit.models.features:build_text_features")
+register("head", ResidualHead, "clipkit.models.heads:build_residual")
+register("head", LinearHead, "clipkit.models.heads:build_linear")
+register("head", NoHead, "clipkit.models.heads:build_none")
 
 
 class LoraConfig(Section):
-    """Low-rank adapters through `peft` in place of full fine-tuning of the encoders."""
+    """Low-rank adapters (with `peft`) instead of fine-tuning the encoders."""
 
     rank: Count = 8
     """Width of the adapters."""
@@ -131,37 +142,30 @@ class LoraConfig(Section):
     dropout: BelowOne = 0.0
     """Dropout before the adapters."""
     encoders: tuple[Literal["image_encoder", "text_encoder"], ...] = ("image_encoder", "text_encoder")
-    """Which encoders get adapters; what they had is frozen."""
+    """Encoders that get adapters; their own weights are frozen."""
 
 
-class ModelConfig(Section):
-    image: Annotated[TimmImage | FeatureImage, Field(discriminator="kind")]
-    """The image encoder."""
-    text: Annotated[TransformersText | FeatureText, Field(discriminator="kind")]
-    """The text encoder."""
-    head: Head = LinearHead()
-    """From an encoder's output to the embedding."""
-    image_head: Head | None = None
-    """The image side's head where it differs from `head`."""
-    text_head: Head | None = None
-    """The text side's head where it differs from `head`."""
-    embedding_dim: Count = 256
-    """Length of the embeddings that images and captions share."""
-    normalize: bool = True
-    """Scale embeddings to length 1."""
+class ModelSection(Section):
+    """The keys that the models of all tasks have."""
+
     init: str | None = None
     """Start from the weights of this run or checkpoint."""
-    lora: LoraConfig | None = None
-    """Train low-rank adapters in place of the encoders."""
 
-    @property
-    def from_scratch(self) -> frozenset[str]:
-        """The encoders that start from no weights."""
-        if self.init:
-            return frozenset()
-        image, text = self.image, self.text
-        scratch = {
-            "image_encoder": isinstance(image, TimmImage) and not (image.pretrained or image.weights),
-            "text_encoder": isinstance(text, TransformersText) and not (text.name and text.pretrained),
-        }
-        return frozenset(name for name, is_so in scratch.items() if is_so)
+
+class DualEncoderConfig(ModelSection):
+    image: ImageEncoder
+    """The image encoder."""
+    text: TextEncoder
+    """The text encoder."""
+    head: Head = LinearHead()
+    """Maps an encoder's output to the embedding."""
+    image_head: Head | None = None
+    """Head of the image side; default: `head`."""
+    text_head: Head | None = None
+    """Head of the text side; default: `head`."""
+    embedding_dim: Count = 256
+    """Length of the embeddings of images and captions."""
+    normalize: bool = True
+    """Scale embeddings to length 1."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of the whole encoders."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
 from clipkit.config.fields import (
     PRETRAINED,
     BelowOne,
-    Conflicts,
     Fraction,
     Frozen,
     NonNegative,
@@ -20,35 +19,25 @@ from clipkit.config.fields import (
     is_section,
 )
 
-KNOWN_GROUPS = ("image_encoder", "text_encoder", "heads", "temperature")
-
 
 class Group(Section):
     lr: NonNegative
-    """The learning rate at its peak."""
+    """Peak learning rate."""
     weight_decay: NonNegative = 0.0
-    """Never applied to norms, biases and the temperature."""
+    """Weight decay; never applied to norms, biases and the temperature."""
     params: tuple[str, ...] = ()
-    """Patterns (`fnmatch`) of parameter names; known groups have theirs."""
+    """Patterns (`fnmatch`) of parameter names; only for groups of your own."""
     layer_decay: Fraction | None = None
-    """Each layer's rate is the next one's times this (of an encoder's group)."""
+    """For an encoder: each layer's learning rate is that of the layer above times this."""
 
 
 class Schedule(Section):
     kind: Literal["cosine", "linear", "constant"] = "cosine"
-    """How learning rates fall after the warm-up."""
+    """Shape of the decay after the warm-up."""
     warmup: Warmup = "0%"
-    """A share of the run (`3%`) or a duration (`500st`)."""
+    """Length of the warm-up: a share of the run (`3%`) or a duration (`500st`)."""
     final: Fraction = 0.0
-    """Where the rate ends, as a share of its peak."""
-
-
-def _default_groups() -> dict[str, Group]:
-    return {
-        "image_encoder": Group(lr=1e-3, weight_decay=0.05),
-        "text_encoder": Group(lr=1e-4, weight_decay=0.05),
-        "heads": Group(lr=1e-3, weight_decay=0.05),
-    }
+    """Final learning rate as a share of the peak."""
 
 
 Freeze = Annotated[
@@ -59,42 +48,35 @@ Freeze = Annotated[
 
 class OptimConfig(Section):
     kind: Literal["adamw", "adam"] = "adamw"
-    """Weight decay apart from the gradient (AdamW) or added to it (Adam)."""
+    """Weight decay decoupled from the gradient (AdamW) or added to it (Adam)."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.98)
-    """How slowly the means of the gradient and of its square forget."""
+    """Decay rates of the running means of the gradient and its square."""
     eps: Positive = 1e-6
-    """Added to the denominator of the update."""
-    groups: dict[str, Group] = Field(default_factory=_default_groups)
-    """Learning rate and weight decay of each group of parameters: image_encoder, text_encoder, heads, temperature
-    (the heads' rate when left out), or names of your own with `params`. Every parameter must be in one."""
+    """Added to the denominator of the update for numerical stability."""
+    groups: dict[str, Group] = Field(default_factory=dict)
+    """Learning rate and weight decay of each group of parameters: the task's own (image_encoder, text_encoder, heads,
+    and temperature, which defaults to heads), or your own with `params`. Every parameter must be in a group."""
     schedule: Schedule = Schedule()
     """How learning rates change over the run."""
     clip_grad_norm: Positive | None = 1.0
-    """Scale the gradient down to this norm where it is longer; null is off."""
+    """Clip the gradient to this norm; null is off."""
     freeze: Freeze = ()
-    """Groups that are not trained: a list, or each with how long it is frozen (`{image_encoder: 500st}`); with
-    `pretrained` an encoder is frozen if it starts from weights, and trained if it starts from scratch."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> OptimConfig:
-        problems = []
-        for name, group in self.groups.items():
-            if name not in KNOWN_GROUPS and not group.params:
-                known = ", ".join(f"`{known}`" for known in KNOWN_GROUPS)
-                problems.append((f"groups.{name}", f"a group of your own needs `params`; the known groups are {known}"))
-        for name in self.freeze:
-            if name not in KNOWN_GROUPS and name not in self.groups:
-                problems.append(("freeze", f"there is no group `{name}`"))
-        if problems:
-            raise Conflicts(problems)
-        return self
+    """Groups to freeze: a list, or how long to freeze each (`{image_encoder: 500st}`). `pretrained` freezes a group
+    only if it starts from pretrained weights."""
 
     def freezes_for_good(self, group: str) -> bool:
         return group in self.freeze and (not isinstance(self.freeze, dict) or self.freeze[group] == PRETRAINED)
 
-    def settled(self, from_scratch: Collection[str]) -> OptimConfig:
-        """What `freeze: {…: pretrained}` comes to, given the groups that start from scratch."""
-        if not isinstance(self.freeze, dict):
-            return self
-        freeze = {name: until for name, until in self.freeze.items() if until != PRETRAINED or name not in from_scratch}
-        return self.model_copy(update={"freeze": freeze})
+    def settled(self, from_scratch: Collection[str], *, like: Mapping[str, str | None]) -> OptimConfig:
+        """With `freeze: {…: pretrained}` and left-out groups resolved.
+
+        `from_scratch` are the groups without pretrained weights; a left-out group has the rate of the one in `like`.
+        """
+        groups = dict(self.groups)
+        for name, other in like.items():
+            if name not in groups and other in groups:
+                groups[name] = Group(lr=groups[other].lr)
+        freeze = self.freeze
+        if isinstance(freeze, dict):
+            freeze = {name: until for name, until in freeze.items() if until != PRETRAINED or name not in from_scratch}
+        return self.model_copy(update={"groups": groups, "freeze": freeze})

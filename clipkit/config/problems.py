@@ -1,24 +1,32 @@
-"""A document checked against `Config`, and every problem of it in words: with its line, its key and a suggestion.
+"""A document checked against its config, and every problem of it in words: with its line, its key and a suggestion.
 
-What was wrong is mended in a copy as it was probably meant, and the copy is checked again for what the first
-problems hid.
+Unknown keys and kinds are found first, and replaced by what was probably meant, so that the one validation that
+follows sees the values below them.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from clipkit.config import Config, Conflicts
+from clipkit.config import Config, Conflicts, Section, config_of, parse_values, task_of
 from clipkit.config.document import AFTER_THE_FILE, Document, KeyPath, dotted
-from clipkit.config.reference import kind_of, list_keys, section_at, sections_of
+from clipkit.config.kinds import find_kind
+from clipkit.config.reference import Key, list_keys, sections_of, suffix_of
 
-MAX_ROUNDS = 5
+log = logging.getLogger(__name__)
+
+GONE = {
+    "data.worker_kind": "images are always decoded in threads",
+    "data.token_cache": "captions are tokenized as they are read",
+}
 EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -41,158 +49,143 @@ BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
+Kinds = Mapping[str | None, type[Section]]
 
 
 def check(document: Document) -> Config | None:
-    """The config, or None with every problem reported to the document."""
-    config = None
-    mended = copy.deepcopy(document)
-    removed: set[KeyPath] = set()
-    for _ in range(MAX_ROUNDS):
-        try:
-            config = Config.model_validate(mended.values)
-            break
-        except ValidationError as error:
-            before = copy.deepcopy(mended.values)
-            findings = [_Finding(detail, mended, removed) for detail in _without_explained(error, mended)]
-            for finding in findings:
-                finding.report_and_mend()
-            if mended.values == before:
-                break
-    document.problems = mended.problems
-    return config
+    """The config, or None with every problem reported to the document, whose values are changed on the way."""
+    values = document.values
+    names = _Names(document)
+    names.check_value(Config.model_fields["task"], values.get("task"), ("task",))
+    task = task_of(values)
+    of_the_task = () if find_kind("task", task) else ("model", "loss")  # an unknown task's keys are unknown
+    for key in of_the_task:
+        values.pop(key, None)
+    names.check_section(config_of(task), values, (), {})
+    try:
+        return parse_values(values)
+    except ValidationError as error:
+        for detail in error.errors():
+            path = _key_path(detail["loc"], values)
+            if not path or path[0] not in of_the_task:
+                _report_detail(document, path, detail)
+    return None
 
 
-def _without_explained(error: ValidationError, document: Document) -> list[Any]:
-    """The error's details, but for missing keys that a misspelt one beside them explains."""
-    details = [detail for detail in error.errors() if detail["loc"][-1:] != ("[key]",)]
-    explained = set()
-    for detail in details:
-        path = _key_path(detail["loc"], document.values)
-        if detail["type"] == "extra_forbidden" and (guess := _closest_key(path, document)):
-            explained.add((*path[:-1], guess))
-    return [
-        detail
-        for detail in details
-        if detail["type"] != "missing" or _key_path(detail["loc"], document.values) not in explained
-    ]
+class _Names:
+    """Compares a document's keys and kinds with those that exist, and replaces what was probably misspelt."""
 
-
-class _Finding:
-    """One of pydantic's complaints: what to tell about it, and how to mend it to find what it hides."""
-
-    def __init__(self, detail: Any, document: Document, removed: set[KeyPath]) -> None:
-        self.type: str = detail["type"]
-        self.input: Any = detail["input"]
-        self.context: dict[str, Any] = detail.get("ctx", {})
-        self.fallback: str = detail["msg"]
-        self.path = _key_path(detail["loc"], document.values)
+    def __init__(self, document: Document) -> None:
         self.document = document
-        self.removed = removed
 
-    def report_and_mend(self) -> None:
-        error = self.context.get("error")
-        if self.type == "extra_forbidden":
-            self._unknown_key()
-        elif self.type in ("union_tag_invalid", "union_tag_not_found"):
-            self._unknown_kind()
-        elif self.type == "missing":
-            self._missing()
-        elif isinstance(error, Conflicts):
-            for key, message in error.problems:
-                self._conflict((*self.path, *key.split(".")), message)
-        else:
-            self.document.report(self.path, self._value_message())
-            self._remove(self.path)
+    def check_section(self, section: type[Section], values: dict[Any, Any], path: KeyPath, kinds: Kinds) -> None:
+        """`kinds` are those that the section was chosen from."""
+        for key in [key for key in values if key not in section.model_fields]:
+            self._check_unknown_key(section, values, (*path, key), kinds)
+        for key, field in section.model_fields.items():
+            self.check_value(field, values.get(key), (*path, key))
 
-    def _missing(self) -> None:
-        *parent, last = self.path
-        if isinstance(last, int):
-            self.document.report(tuple(parent), "has too few values")
-            self._remove(tuple(parent))
-        elif self.path not in self.removed:
-            self.document.report(self.path, "is missing")
-        elif parent:
-            self._remove(tuple(parent))
+    def check_value(self, field: FieldInfo, value: Any, path: KeyPath) -> None:
+        sections, suffix = sections_of(field), suffix_of(field)
+        items: Iterable[tuple[Any, Any]] = ()
+        if not suffix:
+            self._check_item(sections, value, path)
+        elif suffix == "[]" and isinstance(value, list):
+            items = enumerate(value)
+        elif suffix == ".NAME" and isinstance(value, dict):
+            items = value.items()
+        for name, item in items:
+            self._check_item(sections, item, (*path, name))
 
-    def _unknown_key(self) -> None:
-        if self._is_left_of_another_kind():
-            self.document.remove(self.path)
+    def _check_item(self, sections: Kinds, values: Any, path: KeyPath) -> None:
+        if not sections or not isinstance(values, dict):
             return
-        guess = _closest_key(self.path, self.document)
-        self.document.report(self.path, "unknown key" + _suggest_key(self.path, guess, self.document))
-        section = self.path[:-1]
-        if guess and self.document.origins.get((*section, guess)) is None:
-            self.document.rename(self.path, guess)
-        else:
-            self.document.remove(self.path)
+        if None in sections:
+            self.check_section(sections[None], values, path, sections)
+            return
+        options = [str(kind) for kind in sections]
+        kind = values.get("kind")
+        if kind is None:
+            self.document.report(path, f"needs a `kind`: {' | '.join(options)}")
+            known = {option: len(values.keys() & sections[option].model_fields.keys()) for option in options}
+            kind = max(options, key=known.__getitem__) if any(known.values()) else None
+        elif kind not in options:
+            self.document.report((*path, "kind"), _not_one_of(kind, options))
+            kind = _closest(str(kind), options)
+        if kind is not None:
+            values["kind"] = kind
+            self.check_section(sections[kind], values, path, sections)
 
-    def _is_left_of_another_kind(self) -> bool:
+    def _check_unknown_key(self, section: type[Section], values: dict[Any, Any], path: KeyPath, kinds: Kinds) -> None:
+        key = path[-1]
+        value = values.pop(key)
+        if reason := GONE.get(dotted(path)):
+            log.warning("%s: `%s` is ignored: %s", self.document.origin(path).text, dotted(path), reason)
+            return
+        if others := [str(kind) for kind, other in kinds.items() if key in other.model_fields]:
+            if not self._is_left_over(path):
+                message = f"unknown key for `kind: {values['kind']}`; other kinds have it: {' | '.join(others)}"
+                self.document.report(path, message)
+            return
+        if elsewhere := self._same_name_elsewhere(path):
+            self.document.report(path, f"unknown key; did you mean {' or '.join(f'`{other}`' for other in elsewhere)}?")
+            return
+        guess = _closest(str(key), list(section.model_fields))
+        if guess is None:
+            listed = ", ".join(f"`{known}`" for known in section.model_fields)
+            self.document.report(path, f"unknown key; the keys here are {listed}")
+            return
+        self.document.report(path, f"unknown key; did you mean `{guess}`?")
+        if guess not in values:
+            values[guess] = value
+            self.document.copy_origins(path, (*path[:-1], guess))
+
+    @cached_property
+    def _keys(self) -> list[Key]:
+        return list_keys(task_of(self.document.values))
+
+    def _is_left_over(self, path: KeyPath) -> bool:
         """Whether the file has the key for the `kind` that it gives, and `--set` asks for another."""
-        kind_line, own_line = (self.document.origin((*self.path[:-1], key)).line for key in ("kind", self.path[-1]))
-        return own_line < AFTER_THE_FILE <= kind_line and _is_of_another_kind(self.path, self.document.values)
+        kind_line, own_line = (self.document.origin((*path[:-1], key)).line for key in ("kind", path[-1]))
+        return own_line < AFTER_THE_FILE <= kind_line
 
-    def _unknown_kind(self) -> None:
-        parent = section_at(self.path[:-1], self.document.values)
-        assert parent is not None, "a union stands in a section"
-        sections = sections_of(parent.model_fields[str(self.path[-1])].annotation)
-        kinds = [kind for section in sections if (kind := kind_of(section))]
-        if self.type == "union_tag_not_found" and not isinstance(self.input, dict):
-            self.document.report(self.path, f"must be a section with keys, not {_shown(self.input)}")
-            self._remove(self.path)
-            return
-        given = self.input.get("kind")
-        guess = _closest(str(given), kinds)
-        if given is None:
-            self.document.report(self.path, f"needs a `kind`: {' | '.join(kinds)}")
-            guess = _kind_by_keys(self.input, {str(kind_of(section)): section.model_fields for section in sections})
-        else:
-            suggestion = f"; did you mean `{guess}`?" if guess else ""
-            message = f"{_shown(given)} is not one of {' | '.join(kinds)}{suggestion}"
-            self.document.report((*self.path, "kind"), message)
-        if guess:
-            self.document.put((*self.path, "kind"), guess)
-        else:
-            self._remove(self.path)
+    def _same_name_elsewhere(self, path: KeyPath) -> list[str]:
+        """Keys of this very name in other sections, where they are few."""
+        found = sorted({key.path for key in self._keys if key.path.rpartition(".")[2] == path[-1]})
+        return found if len(found) <= 3 else []
 
-    def _conflict(self, path: KeyPath, message: str) -> None:
-        # What was taken out a round before may be what this complains of.
-        depth = len(self.path)
-        names = {dotted(gone) for gone in self.removed}
-        names |= {str(gone[-1]) for gone in self.removed if gone[:depth] == self.path}
-        if not any(f"`{name}`" in message for name in names) and path not in self.removed:
-            self.document.report(path, message)
-        self._remove(path)
 
-    def _remove(self, path: KeyPath) -> None:
-        while path and not self.document.remove(path):
-            path = path[:-1]  # an item goes with its list
-        if path:
-            self.removed.add(path)
+def _report_detail(document: Document, path: KeyPath, detail: Any) -> None:
+    """Put one of pydantic's complaints into words."""
+    error = detail.get("ctx", {}).get("error")
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return  # `_Names` has reported it
+    if isinstance(error, Conflicts):
+        for key, message in error.problems:
+            document.report((*path, *key.split(".")), message)
+    elif detail["type"] == "missing" and isinstance(path[-1], int):
+        document.report(path[:-1], "has too few values")
+    else:
+        document.report(path, _message(detail))
 
-    def _value_message(self) -> str:
-        if self.input is None and self.type in EXPECTED:
-            return f"is empty; it must be {EXPECTED[self.type]}, or be left out"
-        if self.type in EXPECTED:
-            quotes = (
-                "; put it in quotes" if self.type == "string_type" and not isinstance(self.input, dict | list) else ""
-            )
-            return f"must be {EXPECTED[self.type]}, not {_shown(self.input)}{quotes}"
-        if self.type in BOUNDS:
-            name, words = BOUNDS[self.type]
-            return f"must be {words} {self.context[name]:g}, not {_shown(self.input)}"
-        if self.type == "literal_error":
-            options = re.findall(r"'([^']*)'", self.context["expected"])
-            guess = _closest(str(self.input), options)
-            suggestion = f"; did you mean `{guess}`?" if guess else ""
-            return f"{_shown(self.input)} is not one of {' | '.join(options)}{suggestion}"
-        if self.type == "string_pattern_mismatch":
-            section = section_at(self.path[:-1], self.document.values)
-            meaning = section.model_fields[str(self.path[-1])].description if section else ""
-            return f"{_shown(self.input)} does not fit: {meaning}"
-        if self.type == "too_long":
-            return f"must have {self.context['max_length']} values, not {self.context['actual_length']}"
-        return str(self.context.get("error", self.fallback))
+
+def _message(detail: Any) -> str:
+    type_, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if type_ == "missing":
+        return "is missing"
+    if type_ in EXPECTED:
+        if value is None:
+            return f"is empty; it must be {EXPECTED[type_]}, or be left out"
+        needs_quotes = type_ == "string_type" and not isinstance(value, dict | list)
+        return f"must be {EXPECTED[type_]}, not {_shown(value)}" + ("; put it in quotes" if needs_quotes else "")
+    if type_ in BOUNDS:
+        name, words = BOUNDS[type_]
+        return f"must be {words} {context[name]:g}, not {_shown(value)}"
+    if type_ == "literal_error":
+        return _not_one_of(value, re.findall(r"'([^']*)'", context["expected"]))
+    if type_ == "too_long":
+        return f"must have {context['max_length']} values, not {context['actual_length']}"
+    return str(context.get("error", detail["msg"]))
 
 
 def _key_path(loc: tuple[str | int, ...], values: Any) -> KeyPath:
@@ -210,46 +203,14 @@ def _key_path(loc: tuple[str | int, ...], values: Any) -> KeyPath:
     return tuple(path)
 
 
-def _closest_key(path: KeyPath, document: Document) -> str | None:
-    section = section_at(path[:-1], document.values)
-    if section is None or _same_name_elsewhere(path):
-        return None
-    return _closest(str(path[-1]), list(section.model_fields))
-
-
-def _is_of_another_kind(path: KeyPath, values: Any) -> bool:
-    """Whether an unknown key is known all the same: to another kind of its section."""
-    parent = section_at(path[:-2], values) if len(path) > 1 else None
-    field = parent.model_fields.get(str(path[-2])) if parent else None
-    return field is not None and any(path[-1] in kind.model_fields for kind in sections_of(field.annotation))
-
-
-def _same_name_elsewhere(path: KeyPath) -> list[str]:
-    """Keys of this very name in other sections, where they are few."""
-    found = sorted({key.path for key in list_keys() if key.path.rpartition(".")[2] == path[-1]})
-    return found if len(found) <= 3 else []
-
-
-def _suggest_key(path: KeyPath, guess: str | None, document: Document) -> str:
-    """What follows `unknown key`: the same key elsewhere, a key of this section, or the keys there are."""
-    if _is_of_another_kind(path, document.values):
-        return "; another `kind` has it"
-    if elsewhere := _same_name_elsewhere(path):
-        return "; it stands elsewhere: " + ", ".join(f"`{other}`" for other in elsewhere)
-    if guess:
-        return f"; did you mean `{guess}`?"
-    section = section_at(path[:-1], document.values)
-    return "; the keys here are " + ", ".join(f"`{key}`" for key in section.model_fields) if section else ""
+def _not_one_of(value: Any, options: Sequence[str]) -> str:
+    guess = _closest(str(value), options)
+    return f"{_shown(value)} is not one of {' | '.join(options)}" + (f"; did you mean `{guess}`?" if guess else "")
 
 
 def _closest(word: str, options: Sequence[str]) -> str | None:
     matches = difflib.get_close_matches(word.lower(), options, n=1, cutoff=0.6)
     return matches[0] if matches else None
-
-
-def _kind_by_keys(values: dict[str, Any], fields_of: dict[str, Any]) -> str | None:
-    """The kind that knows most of the keys."""
-    return max(fields_of, key=lambda kind: len(set(values) & set(fields_of[kind])), default=None)
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from clipkit.config import Config, Section
+from clipkit.config import Section, config_of
+from clipkit.config.kinds import Choice, kinds_of
 
 TYPE_NAMES = {int: "whole number", float: "number", bool: "true | false", str: "text", NoneType: "null"}
+Suffix = Literal["", "[]", ".NAME"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,69 +26,55 @@ class Key:
     meaning: str
 
 
-def list_keys() -> list[Key]:
-    """Every key of a config; a section that several keys share is listed below the first of them."""
-    return list(_keys_of(Config, prefix="", kind=None, seen={}))
+def list_keys(task: str = "contrastive") -> list[Key]:
+    """Every key of a task's config; a section that several keys share is listed below the first of them."""
+    return list(_keys_of(config_of(task), prefix="", kind=None, seen={}))
 
 
-def section_at(path: Sequence[str | int], values: Any) -> type[Section] | None:
-    """The section that a path of keys leads to; of several kinds, the one that `values` names."""
-    sections: tuple[type[Section], ...] = (Config,)
-    for part in path:
-        known = [section.model_fields[part] for section in sections if part in section.model_fields]
-        sections = sections_of(known[0].annotation) if known else sections
-        values = _child(values, part)
-        if len(sections) > 1:
-            kind = _child(values, "kind")
-            sections = tuple(section for section in sections if kind_of(section) == kind)
-    return sections[0] if sections else None
+def sections_of(field: FieldInfo) -> dict[str | None, type[Section]]:
+    """The sections that a key's value, or each item of it, can be: by their `kind`, or one under None."""
+    return _sections_of(Annotated[(field.annotation, *field.metadata, None)])
 
 
-def sections_of(annotation: Any) -> tuple[type[Section], ...]:
-    """The sections that a key's value can be: one, or each of a union."""
+def suffix_of(field: FieldInfo) -> Suffix:
+    """What comes between a key and the keys of its sections: `[]` for a list, `.NAME` for a dict."""
+    origin = get_origin(field.annotation)
+    return "[]" if origin is tuple else ".NAME" if origin is dict else ""
+
+
+def _sections_of(annotation: Any) -> dict[str | None, type[Section]]:
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return (annotation,)
-    return tuple(section for argument in get_args(annotation) for section in sections_of(argument))
+        return {_kind_of(annotation): annotation}
+    arguments = get_args(annotation)
+    choices = [argument for argument in arguments if isinstance(argument, Choice)]
+    if choices:
+        return {kind.name: kind.section for kind in kinds_of(choices[0].slot)}
+    return {kind: section for argument in arguments for kind, section in _sections_of(argument).items()}
 
 
-def kind_of(section: type[Section]) -> str | None:
+def _kind_of(section: type[Section]) -> str | None:
+    """The only possible `kind` of a section; None if it has no `kind`, or a choice."""
     field = section.model_fields.get("kind")
-    return None if field is None else field.default
-
-
-def _child(values: Any, part: str | int) -> Any:
-    if isinstance(values, Mapping):
-        return values.get(part)
-    if isinstance(values, list) and isinstance(part, int) and part < len(values):
-        return values[part]
-    return None
+    return None if field is None or len(get_args(field.annotation)) != 1 else str(field.default)
 
 
 def _keys_of(
     section: type[Section], *, prefix: str, kind: str | None, seen: dict[tuple[type[Section], ...], str]
 ) -> Iterator[Key]:
-    for name, field in section.model_fields.items():
+    for name, field in sorted(section.model_fields.items(), key=lambda item: item[0] != "kind"):
         path = f"{prefix}{name}"
-        below = sections_of(field.annotation)
+        sections = sections_of(field)
+        below = tuple(sections.values())
         meaning = " ".join((field.description or "").split())
-        if below and below in seen:
+        if below in seen:
             meaning += f" Its keys are those of `{seen[below]}`."
         names_itself = name == "kind" and kind is not None
         default = "" if names_itself else _default_text(field)
         yield Key(path, None if names_itself else kind, _type_text(field.annotation, field.title), default, meaning)
         if below and below not in seen:
             seen[below] = path
-            suffix = _path_suffix(field.annotation)
-            for candidate in below:
-                own_kind = kind_of(candidate) if len(below) > 1 else None
-                yield from _keys_of(candidate, prefix=f"{path}{suffix}.", kind=own_kind, seen=seen)
-
-
-def _path_suffix(annotation: Any) -> str:
-    origins = {get_origin(annotation)}
-    if tuple in origins:
-        return "[]"
-    return ".NAME" if dict in origins else ""
+            for own_kind, candidate in sections.items():
+                yield from _keys_of(candidate, prefix=f"{path}{suffix_of(field)}.", kind=own_kind, seen=seen)
 
 
 def _type_text(annotation: Any, title: str | None = None) -> str:

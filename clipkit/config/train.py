@@ -1,4 +1,4 @@
-"""`train`: how long, on what and how safely."""
+"""`train`: duration, batch size, device, checkpoints and safeguards."""
 
 from __future__ import annotations
 
@@ -8,80 +8,82 @@ from clipkit.config.fields import Count, Duration, Fraction, NonNegative, Positi
 
 
 class Ema(Section):
-    """A moving average of the weights, which validation and the checkpoints' `model.safetensors` use."""
+    """An exponential moving average of the weights, used in validation and in the checkpoints' `model.safetensors`."""
 
     decay: Fraction = 0.999
-    """The share of the average that a step keeps."""
+    """Decay of the average per step."""
     warmup: bool = True
-    """Let the decay grow with the steps, min(decay, (1 + step) / (10 + step))."""
+    """Start with a smaller decay: min(decay, (1 + step) / (10 + step))."""
 
 
 class EarlyStopping(Section):
     patience: Count = 5
-    """Validations without improvement of `train.best` after which the run ends."""
+    """End the run after this many validations without an improvement of `train.best`."""
     min_delta: NonNegative = 0.0
-    """Less than this is no improvement."""
+    """Smallest change that counts as an improvement."""
 
 
 class Guards(Section):
     on_nonfinite: Literal["stop", "skip", "rollback"] = "skip"
-    """A loss or gradient that is not finite: stop, or skip the step; after `max_skipped` in a row `skip`
-    stops and `rollback` goes back to the last good checkpoint."""
+    """What to do when the loss or a gradient is not finite: stop, or skip the step. After `max_skipped` skipped steps
+    in a row, `skip` stops and `rollback` returns to the last good checkpoint."""
     max_skipped: Count = 5
-    """Steps in a row that may be skipped."""
+    """Largest number of steps in a row that may be skipped."""
     rollback_lr_factor: Share = 1.0
-    """Learning rates are multiplied by this after a rollback."""
+    """Multiply the learning rates by this after each rollback."""
     max_rollbacks: Count = 3
-    """Rollbacks after which the next trouble stops the run."""
+    """Largest number of rollbacks; the next failure stops the run."""
     alarms: bool = True
-    """Warn of collapse, clamped temperature, loss at chance, jumps of the gradient and waiting for data."""
+    """Warn about collapse, a clamped temperature, a loss at chance level, gradient spikes and waiting for data."""
 
 
 class TrainConfig(Section):
     duration: Duration = "10ep"
-    """How long: 2000st (steps), 10ep (epochs), 1Msa (samples) or 30min."""
+    """Length of the run: 2000st (steps), 10ep (epochs), 1Msa (samples) or 30min."""
     batch_size: Count = 128
-    """Global: across devices and accumulation."""
+    """Samples per optimizer step, over all devices and accumulated pieces."""
     chunk_size: Count | None = None
-    """Gradient caching: encode so many samples a device at a time, with the gradient of the whole batch."""
+    """Gradient caching: encode this many samples at a time on each device, with the gradient of the whole batch."""
     accumulate: Count = 1
-    """Pieces that a batch is worked off in, each with its own negatives; `chunk_size` keeps them all."""
+    """Split the batch into this many pieces. A contrastive loss then sees only the negatives of a piece; `chunk_size`
+    keeps them all."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the arithmetic; auto takes bf16 where the device is fast at it. Weights stay fp32."""
+    """Number format of the computation; auto uses bf16 where the device is fast at it. Weights stay fp32."""
     grad_scaler: bool = True
-    """Scale the loss under fp16."""
+    """Scale the loss with fp16."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
+    """Device: auto, cpu, cuda, cuda:1 or mps."""
     threads: Count | None = None
-    """Compute threads; `OMP_NUM_THREADS`, or the usable cores shared by a machine's ranks, when left out."""
+    """Number of compute threads; default: `OMP_NUM_THREADS`, or the usable cores divided among the machine's ranks."""
     checkpoint_every: Duration | None = "1ep"
-    """How often a checkpoint is written; null writes only the last."""
+    """How often to write a checkpoint; null writes only the last one."""
     validate_every: Duration | None = "1ep"
-    """How often retrieval on the validation rows is measured; null measures never."""
+    """How often to measure on `data.validation`; null is never. The entries of `evaluate` have their own `every`."""
     keep: Count = 3
-    """Checkpoints that are kept beside the best one."""
-    best: str = "text_to_image/recall@10"
-    """The validation metric of the best checkpoint and of early stopping; higher is better, but for ranks."""
+    """Number of recent checkpoints to keep in addition to the best one."""
+    best: str | None = None
+    """Metric for the best checkpoint and for early stopping, such as `text_to_image/recall@10`, or `NAME/METRIC` of an
+    entry in `evaluate`; default: the main metric of the first evaluator."""
     early_stopping: EarlyStopping | None = None
-    """End the run when validation no longer improves."""
+    """End the run when `best` no longer improves."""
     guards: Guards = Guards()
-    """What is done about losses that are not finite, and what is warned of."""
+    """Protection against losses that are not finite, and warnings."""
     ema: Ema | None = None
-    """Keep a moving average of the weights."""
+    """Keep an exponential moving average of the weights."""
     compile: bool = False
-    """Compile the model with torch.compile: minutes at the start; `clipkit bench step` tells if steps are faster."""
+    """Compile the model with torch.compile. Takes minutes at the start; `clipkit bench step` shows if it pays."""
     deterministic: bool = True
-    """Deterministic kernels where they exist."""
+    """Use deterministic kernels where they exist."""
     log_norms_every: Count | None = None
-    """Log the gradient and weight norms of each group every so many steps."""
+    """Log the gradient and weight norms of each group every N steps."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """On several devices: a replica on each, or parameters and optimizer sharded (FSDP2)."""
+    """On several devices: replicate the model (DDP), or shard parameters and optimizer state (FSDP2)."""
     timeout_s: Positive = 600.0
-    """Seconds after which a rank that does not answer ends the run."""
+    """End the run if a rank does not respond for this many seconds."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = None
-    """TensorBoard when installed, when left out."""
+    """Experiment trackers; default: TensorBoard if it is installed."""
 
     def encoded_at_once(self, world: int) -> int:
-        """How many samples each of so many devices encodes at a time in training."""
+        """How many samples a device encodes at a time in training on `world` devices."""
         share = max(1, self.batch_size // (world * self.accumulate))
         return min(self.chunk_size or share, share)

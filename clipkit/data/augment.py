@@ -1,7 +1,7 @@
-"""From decoded pixels to the square that the encoder gets: crop, resize, flip, colours, erasing.
+"""Augmentation: where a crop is drawn, flips, colours, erasing.
 
-What is random comes from uniform numbers that were drawn for the row and epoch, so that workers, ranks and resuming
-do not change it.
+What is random comes from uniform numbers that are a function of the row and the epoch, so that workers, ranks and
+resuming do not change it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 
 from clipkit.config import NoAugment, RandomCrop, RandomResizedCrop
 from clipkit.images.decode import Pixels
-from clipkit.images.resize import resize_fast
 
 CROP_TRIES = 4
 # Which of a sample's uniform numbers decides what.
@@ -35,7 +34,7 @@ class Box(NamedTuple):
 
 
 def crop_box(width: int, height: int, size_px: int, augment: Augmentation, uniforms: Sequence[float] | None) -> Box:
-    """The region that becomes the sample; without uniform numbers the one of validation."""
+    """The region that becomes the sample; without uniform numbers that of evaluation."""
     if isinstance(augment, RandomCrop):
         side = min(width, height) * size_px / augment.resize
         across, down = (uniforms[CROP], uniforms[CROP + 1]) if uniforms else (0.5, 0.5)
@@ -55,23 +54,22 @@ def _random_resized_box(width: int, height: int, augment: RandomResizedCrop, uni
         if 0 < box_width <= width and 0 < box_height <= height:
             left, top = int(across * (width - box_width + 1)), int(down * (height - box_height + 1))
             return Box(left, top, box_width, box_height)
-    # No try fits, as in very wide or tall images: the largest centred region with an allowed ratio.
+    # No try fits, as in very wide or tall images: take the largest centred region with an allowed ratio.
     box_width = min(width, round(height * augment.ratio[1]))
     box_height = min(height, round(width / augment.ratio[0]))
     return Box((width - box_width) / 2, (height - box_height) / 2, box_width, box_height)
 
 
-def cut_and_resize(pixels: Pixels, box: Box, scale: float, out: Pixels, *, exact: bool = False) -> None:
-    """Resize the region, whose coordinates are multiplied by `scale`, into `out`."""
+def cut(pixels: Pixels, box: Box, scale: float) -> Pixels:
+    """A view of the region, whose coordinates are multiplied by `scale`."""
     height, width = pixels.shape[:2]
-    region = pixels
-    if box.left or box.top or box.width * scale < width or box.height * scale < height:
-        left = min(max(0, round(box.left * scale)), width - 1)
-        top = min(max(0, round(box.top * scale)), height - 1)
-        right = max(left + 1, min(width, round((box.left + box.width) * scale)))
-        bottom = max(top + 1, min(height, round((box.top + box.height) * scale)))
-        region = pixels[top:bottom, left:right]
-    resize_fast(region, out, exact=exact)
+    if not box.left and not box.top and box.width * scale >= width and box.height * scale >= height:
+        return pixels
+    left = min(max(0, round(box.left * scale)), width - 1)
+    top = min(max(0, round(box.top * scale)), height - 1)
+    right = max(left + 1, min(width, round((box.left + box.width) * scale)))
+    bottom = max(top + 1, min(height, round((box.top + box.height) * scale)))
+    return pixels[top:bottom, left:right]
 
 
 def augment_pixels(out: Pixels, augment: Augmentation, uniforms: Sequence[float]) -> None:

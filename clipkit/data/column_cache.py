@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class LoadedAside(Generic[T]):
-    """A value that a thread loads once somebody has asked for it; None until then."""
+    """A value that a thread loads in the background once somebody has asked for it; None until then."""
 
     def __init__(self, load: Callable[[], T | None]) -> None:
         self._load = load
@@ -44,13 +44,13 @@ class LoadedAside(Generic[T]):
 class SmallColumns:
     """Values of ids, captions and sizes.
 
-    The first batch is read as it is asked for, and tells how large the columns are. If they fit, they are then read
+    The first batch is read directly, and shows how large the columns are. If they fit, they are then read
     once, and later batches come from memory.
     """
 
     def __init__(self, dataset: Dataset, names: Sequence[str]) -> None:
         self._dataset = dataset
-        self._names = list(names)
+        self.names = list(names)
         self._limit_bytes = TEXTS_LIMIT_BYTES
         self.when_loaded: Callable[[pa.RecordBatch], None] | None = None
         self._table: LoadedAside[pa.RecordBatch] = LoadedAside(self._load)
@@ -63,7 +63,7 @@ class SmallColumns:
         """The rows' values, in the order asked for."""
         if self._table.value is not None:
             return self._table.value.take(pa.array(rows))
-        values = one_batch(self._dataset.take(rows, self._names))
+        values = one_batch(self._dataset.take(rows, self.names))
         if len(rows) and values.nbytes / len(rows) * len(self._dataset) <= self._limit_bytes:
             self._table.start()
         return values
@@ -72,7 +72,7 @@ class SmallColumns:
         self._table.join()
 
     def _load(self) -> pa.RecordBatch | None:
-        table = self._dataset.read(self._names)
+        table = self._dataset.read(self.names)
         if table.nbytes > self._limit_bytes:
             return None
         values = one_batch(table)
@@ -97,11 +97,11 @@ class ImageColumn:
 
     @property
     def bytes_an_epoch(self) -> float:
-        """How much is read for one pass over the rows, as far as the batches so far tell."""
+        """How much is read for one pass over the rows, estimated from the batches so far."""
         return 0.0 if self.in_memory else self._expected_bytes
 
     def keep(self, *, limit_bytes: int) -> None:
-        """From the next batch on read them all aside, if they take at most so many bytes."""
+        """From the next batch on read them all in the background, if they take at most so many bytes."""
         self._limit_bytes = limit_bytes
 
     def take(self, rows: np.ndarray) -> list[memoryview]:
@@ -157,7 +157,7 @@ class VectorColumn:
 
     def _load(self) -> np.ndarray | None:
         column = self._dataset.read([self._name]).column(0)
-        if column.null_count:  # only some rows need have a vector: each batch is read, and says which has none
+        if column.null_count:  # rows without a vector may never be drawn: each batch is read, and reports one that is
             return None
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         vectors: np.ndarray = flat.reshape(len(column), column.type.list_size)

@@ -10,7 +10,7 @@ from clipkit.types import Batch
 
 
 def a_gpu_is_in_use() -> bool:
-    """Asks without putting it to use, which takes a second and memory on it."""
+    """Whether CUDA is initialized; asking does not initialize it, which would take a second and memory."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
@@ -32,17 +32,11 @@ def prefetch_to_device(batches: Iterable[Batch], device: torch.device) -> Iterat
         if ahead is not None:
             yield ahead
         torch.cuda.current_stream(device).wait_stream(stream)
-        for tensor in _tensors(copied):
+        for tensor in copied.tensors.values():
             tensor.record_stream(torch.cuda.current_stream(device))
         ahead = copied
     if ahead is not None:
         yield ahead
-
-
-def _tensors(batch: Batch) -> list[torch.Tensor]:
-    tokens = [] if batch.tokens is None else [batch.tokens.input_ids, batch.tokens.attention_mask]
-    others = (batch.images, batch.image_features, batch.text_features)
-    return [*tokens, *(tensor for tensor in others if tensor is not None)]
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,39 +1,40 @@
-"""The loader that training uses: this rank's share of each global batch, from any step on, made ahead."""
+"""The loader: this rank's share of each global batch, from any step on, made ahead."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import cv2
+import numpy as np
 
 from clipkit.config import DataConfig
 from clipkit.data.batch_maker import BatchMaker
-from clipkit.data.inputs.pixels import Source
+from clipkit.data.inputs import Input
 from clipkit.data.order import base as order
-from clipkit.data.order.base import WHOLE, Share
+from clipkit.data.order.base import WHOLE, Share, StoredOrder
 from clipkit.data.order.build import build_order
-from clipkit.data.processes import ProcessPipeline
-from clipkit.data.samples import open_corpora
+from clipkit.data.samples import DatasetSamples, DrawnSamples, Samples, make_samples
 from clipkit.data.threads import ThreadPipeline
+from clipkit.data.training_rows import TrainingRows
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
 from clipkit.store import Dataset
-from clipkit.types import Batch, ImageSpec, Tokenizer
+from clipkit.types import Batch
 
-ROWS_AT_ONCE = 65_536
 MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderStats:
-    """What the loader has done so far: seconds a stage, added up over threads."""
+    """What the loader has done so far: seconds by stage, added up over threads."""
 
     stages_s: dict[str, float]
     num_batches: int
     num_replaced: int
-    image_mb_an_epoch: float  # of encoded images, read again each epoch: what is kept in memory does not count
+    image_mb_an_epoch: float  # of encoded images that are read again each epoch: not those kept in memory
 
 
 class Loader:
@@ -46,7 +47,7 @@ class Loader:
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
-        return tuple(corpus.dataset for corpus in self._maker.corpora)
+        return tuple(part.dataset for part in self._maker.samples.parts)
 
     @property
     def num_samples(self) -> int:
@@ -65,17 +66,15 @@ class Loader:
     def steps_per_epoch(self) -> int:
         return order.steps_per_epoch(self._maker.order)
 
-    def captions(self) -> Iterator[str]:
-        """Every caption that a batch can have."""
-        for corpus in self._maker.corpora:
-            for start in range(0, len(corpus.rows), ROWS_AT_ONCE):
-                for captions in corpus.dataset.take_captions(corpus.rows[start : start + ROWS_AT_ONCE]):
-                    yield from captions or [""]
-
     def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch, None, None]:
         """Batches of the steps, over as many epochs as it takes; closing the iterator ends its threads."""
         steps = itertools.count(start_step) if stop_step is None else range(start_step, stop_step)
-        pipeline = self._start(steps)
+        config, parts = self._maker.config, self._maker.samples.parts
+        for part in parts:
+            part.keep_images(limit_bytes=config.keep_images_mb * MEGABYTE // len(parts))
+        cv2.setNumThreads(1)  # images are decoded side by side, and OpenCV's own threads would only get in the way
+        num_threads = usable_cores() if config.workers is None else max(1, config.workers)
+        pipeline = ThreadPipeline(self._maker, steps, num_threads=num_threads)
         try:
             for batch in pipeline:
                 self._num_batches += 1
@@ -84,12 +83,12 @@ class Loader:
         finally:
             pipeline.close()
 
-    def sources(self, step: int) -> Sequence[Source]:
-        """What the step's images are made from: encoded images, or cached pixels."""
-        return self._maker.sources(step)
+    def drawn(self, step: int) -> DrawnSamples:
+        """The samples of a step, on all ranks."""
+        return self._maker.drawn(step)
 
     def stats(self) -> LoaderStats:
-        image_bytes = sum(corpus.image_bytes_an_epoch for corpus in self._maker.corpora)
+        image_bytes = sum(part.image_bytes_an_epoch for part in self._maker.samples.parts)
         return LoaderStats(
             dict(self._maker.clock.seconds), self._num_batches, self._num_replaced, image_bytes / MEGABYTE
         )
@@ -97,48 +96,41 @@ class Loader:
     def close(self) -> None:
         self._maker.close()
 
-    def _start(self, steps: Iterable[int]) -> ThreadPipeline | ProcessPipeline:
-        config = self._maker.config
-        num_workers = usable_cores() if config.workers is None else config.workers
-        if config.worker_kind == "processes" and num_workers:
-            return ProcessPipeline(self._maker, steps, num_processes=num_workers)
-        self._keep_images()
-        cv2.setNumThreads(1)  # images are decoded side by side, and OpenCV's own threads would only get in the way
-        return ThreadPipeline(self._maker, steps, num_threads=max(1, num_workers))
-
-    def _keep_images(self) -> None:
-        """Only for threads: every process would keep its own."""
-        corpora = self._maker.corpora
-        for corpus in corpora:
-            corpus.keep_images(limit_bytes=self._maker.config.keep_images_mb * MEGABYTE // len(corpora))
-
 
 def build_loader(
     config: DataConfig,
+    inputs: Sequence[Input],
     *,
-    spec: ImageSpec,
-    tokenizer: Tokenizer | None,
     batch_size: int,
     seed: int,
     share: Share = WHOLE,
-    datasets: Sequence[Dataset] | None = None,
+    training: TrainingRows | None = None,
 ) -> Loader:
-    """The training loader; `datasets` are `data.dataset` or `data.sources` where they are open already."""
-    corpora = open_corpora(config, seed=seed, tokenizer=tokenizer, datasets=datasets)
-    training_order = build_order(config, corpora, batch_size=batch_size, seed=seed)
+    """The training loader; `training` are the rows that the config chooses, where they are chosen already."""
+    columns = [column for input_ in inputs for column in input_.columns]
+    samples = make_samples(training or TrainingRows(config), config, seed=seed, columns=columns)
+    training_order = build_order(config, samples.parts, batch_size=batch_size, seed=seed)
     if not order.steps_per_epoch(training_order):
         raise DataError(
             f"{training_order.num_samples:,} samples do not fill one batch of {batch_size:,}",
             "lower `train.batch_size` (`--batch-size` of `clipkit bench`), or keep the smaller last batch with "
             "`data.drop_last: false`",
         )
-    maker = BatchMaker(
-        corpora,
-        training_order,
-        config,
-        size_px=spec.size_px,
-        tokenizer=tokenizer,
-        seed=seed,
-        share=share,
-    )
-    return Loader(maker)
+    return Loader(BatchMaker(samples, training_order, inputs, config, seed=seed, share=share))
+
+
+def iterate_rows(
+    dataset: Dataset, rows: np.ndarray, inputs: Sequence[Input], config: DataConfig, *, batch_size: int
+) -> Generator[Batch, None, None]:
+    """These rows once, in order, without augmentation: for evaluation.
+
+    A sample takes the first caption. An image that cannot be decoded is left black and counted as replaced.
+    """
+    if not len(rows):
+        return
+    config = config.model_copy(update={"caption": "first"})
+    columns = [column for input_ in inputs for column in input_.columns]
+    samples = Samples([DatasetSamples(dataset, rows, config, seed=0, columns=columns)])
+    maker = BatchMaker(samples, StoredOrder(len(rows), batch_size, drop_last=False), inputs, config, seed=None)
+    with closing(Loader(maker)) as loader, closing(loader.iterate(0, loader.steps_per_epoch)) as batches:
+        yield from batches

@@ -1,4 +1,4 @@
-"""Decoded pixels and tokens as columns of the dataset, made once and read from then on."""
+"""Decoded pixels as a column of the dataset, made once and read from then on."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from clipkit.config import DataConfig, NoAugment
-from clipkit.data.augment import crop_box, cut_and_resize
+from clipkit.config import DataConfig
 from clipkit.data.inputs.pixels import cache_column
-from clipkit.data.token_column import token_column, token_field, tokens_array
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
 from clipkit.images.decode import choose_divisor, decode, fastest_decoder, turn_upright
 from clipkit.images.header import BadImage, parse_header
+from clipkit.images.resize import resize_for
 from clipkit.store import Dataset
 from clipkit.store.columns import count_missing, fill_column
 from clipkit.store.dataset import fixed_size_values
 from clipkit.store.shards import writing_error
-from clipkit.types import Tokenizer
+from clipkit.types import ImageSpec
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ PROBE_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CacheEstimate:
     """What a cache costs and gains, measured on some rows before anything is written."""
 
     column: str
@@ -56,7 +55,7 @@ class Plan:
         return self.cached_images_per_s / self.decode_images_per_s
 
 
-def plan_cache(dataset: Dataset, *, side_px: int) -> Plan:
+def estimate_cache(dataset: Dataset, *, side_px: int) -> CacheEstimate:
     """Decode some rows spread over the dataset; write their pixels into a dataset of their own, and cut out of it."""
     if not len(dataset):
         raise DataError(f"`{dataset.uri}` has no rows", "add some with `clipkit ingest --append`")
@@ -77,7 +76,7 @@ def plan_cache(dataset: Dataset, *, side_px: int) -> Plan:
             raise writing_error(folder, error, again="measure again (TMPDIR names another place)") from error
         write_s = time.perf_counter() - started
         cut_s = min(_time_cuts(probe, field.name, side_px, order) for order in _shuffles(len(rows)))
-    return Plan(
+    return CacheEstimate(
         column=field.name,
         rows=missing,
         bytes=missing * side_px * side_px * 3,
@@ -117,7 +116,7 @@ def make_cache(
 ) -> tuple[Dataset, list[str]]:
     """Decode every row that has no cached pixels; gives the new version and the ids that cannot be decoded.
 
-    An image is squeezed into a square of `side_px` pixels. A killed run goes on with the rows that are missing.
+    An image is squashed into a square of `side_px` pixels. A run that was killed is resumed with the missing rows.
     """
     _check_space(dataset, count_missing(dataset, cache_column(side_px)) * side_px * side_px * 3)
     field = _pixel_field(side_px)
@@ -132,32 +131,24 @@ def make_cache(
     return fill_column(dataset, field, compute, batch_rows=_rows_at_once(side_px), advance=advance), bad
 
 
-def make_token_cache(dataset: Dataset, tokenizer: Tokenizer) -> Dataset:
-    """Keep every caption's token ids in a column that is named for the tokenizer."""
-
-    def compute(part: Dataset, rows: np.ndarray) -> pa.Array:
-        return tokens_array(tokenizer, part.take_captions(rows))
-
-    return fill_column(dataset, token_field(tokenizer), compute, batch_rows=4096)
+def fill_missing(datasets: Sequence[Dataset], config: DataConfig) -> tuple[Dataset, ...]:
+    """The datasets with the pixel cache that the config trains from, made where it is missing."""
+    return tuple(_fill_one(dataset, config.cache) if config.cache else dataset for dataset in datasets)
 
 
-def fill_missing(datasets: Sequence[Dataset], config: DataConfig, tokenizer: Tokenizer | None) -> tuple[Dataset, ...]:
-    """The datasets with the caches that the config trains from, made where they are missing."""
-    return tuple(_fill_one(dataset, config, tokenizer) for dataset in datasets)
-
-
-def _fill_one(dataset: Dataset, config: DataConfig, tokenizer: Tokenizer | None) -> Dataset:
-    if config.cache is not None and count_missing(dataset, cache_column(config.cache)):
-        plan = plan_cache(dataset, side_px=config.cache)
-        log.info(
-            "making the pixel cache of `%s`: %.0f MB, about %.0f s", dataset.uri, plan.bytes / MEGABYTE, plan.write_s
-        )
-        dataset, bad = make_cache(dataset, side_px=config.cache)
-        if bad:
-            log.warning("%d images of `%s` cannot be decoded, `%s` first", len(bad), dataset.uri, bad[0])
-    if config.token_cache and tokenizer is not None and count_missing(dataset, token_column(tokenizer)):
-        log.info("keeping the captions' tokens in `%s`, column `%s`", dataset.uri, token_column(tokenizer))
-        dataset = make_token_cache(dataset, tokenizer)
+def _fill_one(dataset: Dataset, side_px: int) -> Dataset:
+    if not count_missing(dataset, cache_column(side_px)):
+        return dataset
+    estimate = estimate_cache(dataset, side_px=side_px)
+    log.info(
+        "making the pixel cache of `%s`: %.0f MB, about %.0f s",
+        dataset.uri,
+        estimate.bytes / MEGABYTE,
+        estimate.write_s,
+    )
+    dataset, bad = make_cache(dataset, side_px=side_px)
+    if bad:
+        log.warning("%d images of `%s` cannot be decoded, `%s` first", len(bad), dataset.uri, bad[0])
     return dataset
 
 
@@ -165,7 +156,7 @@ def _decode_rows(dataset: Dataset, rows: np.ndarray, side_px: int) -> tuple[np.n
     """(B, side, side, 3) pixels, and (B,) whether an image could not be decoded."""
     sources = dataset.take_images(rows)
     pixels = np.zeros((len(rows), side_px, side_px, 3), np.uint8)
-    jpeg = fastest_decoder()
+    jpeg, spec = fastest_decoder(), ImageSpec(side_px)
 
     def decode_one(place: int) -> bool:
         try:
@@ -174,8 +165,7 @@ def _decode_rows(dataset: Dataset, rows: np.ndarray, side_px: int) -> tuple[np.n
             image = turn_upright(decode(sources[place], info, divisor=divisor, jpeg=jpeg), info.orientation)
         except BadImage:
             return True
-        box = crop_box(image.shape[1], image.shape[0], side_px, NoAugment(), None)
-        cut_and_resize(image, box, 1.0, pixels[place])
+        resize_for(image, spec, pixels[place])
         return False
 
     cv2.setNumThreads(1)

@@ -1,69 +1,49 @@
-"""The samples that are trained on: the chosen rows of one or several datasets, and what is stored of them."""
+"""The samples that are trained on: the chosen rows of one or several datasets, and what is stored of them.
+
+Shapes: B samples of a batch, F the width of a vector.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from clipkit.config import DataConfig
-from clipkit.data.column_cache import ImageColumn, SmallColumns, VectorColumn, check_vectors
-from clipkit.data.random import key, uniforms
-from clipkit.data.token_column import token_column
+from clipkit.data.captions import choose_captions
+from clipkit.data.column_cache import ImageColumn, SmallColumns, VectorColumn
+from clipkit.data.order.base import Draw
+from clipkit.data.training_rows import TrainingRows
 from clipkit.errors import DataError
-from clipkit.store import Columns, Dataset
+from clipkit.store import Dataset
 from clipkit.store.dataset import as_captions
 from clipkit.store.schema import ORIENTATION
-from clipkit.types import Tokenizer
 
-CAPTION_PURPOSE = 1
-AHEAD = 256  # captions at a time, so that the batch at hand is not kept waiting
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Ids, chosen captions and orientations of some rows."""
-
-    image_ids: list[str]
-    captions: list[str]
-    token_ids: list[np.ndarray] | None  # of the captions, where the dataset keeps them
-    orientations: list[int | None]  # EXIF orientations that the dataset holds; None where only the file tells
-
-
-class Corpus:
+class DatasetSamples:
     """The chosen rows of one dataset as samples 0 to n - 1: a sample a row or, with `caption: each`, a caption.
 
-    Pickles to the dataset's address and version; refuses to be used in a forked process, where Lance crashes.
+    Refuses to be used in a forked process, where Lance crashes.
     """
 
     def __init__(
-        self, dataset: Dataset, rows: np.ndarray, config: DataConfig, *, seed: int, token_column: str | None = None
+        self, dataset: Dataset, rows: np.ndarray, config: DataConfig, *, seed: int, columns: Sequence[str] = ()
     ) -> None:
+        """`columns` are those of small values that inputs read: they are kept in memory where they fit."""
         self.dataset = dataset
         self.rows = rows
-        self.config = config
-        self._caption_key = key(seed, CAPTION_PURPOSE)
+        self._choice = config.caption
         self._seed = seed
         self._pid = os.getpid()
-        schema = set(dataset.schema.names)
-        self._has_orientations = ORIENTATION in schema
-        self._token_column = token_column if token_column in schema else None
-        self._needs_captions = config.features.text is None
-        for role, column in (("image", config.features.image), ("text", config.features.text)):
-            if column is not None:
-                check_vectors(dataset, column, f"data.features.{role}")
-        names = [dataset.columns.image_id]
-        if self._needs_captions:
-            names.append(dataset.captions_column)
-        if self._has_orientations:
-            names.append(ORIENTATION)
-        if self._token_column is not None:
-            names.append(self._token_column)
-        self._small = SmallColumns(dataset, names)
+        names = [dataset.columns.image_id, *columns]
+        names += [ORIENTATION] if ORIENTATION in dataset.schema.names else []
+        self.small = SmallColumns(dataset, list(dict.fromkeys(names)))
         self._images = ImageColumn(dataset, rows)
         self._vectors: dict[str, VectorColumn] = {}
         self._first_sample = _caption_offsets(dataset, rows) if config.caption == "each" else None
@@ -71,18 +51,10 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.rows) if self._first_sample is None else int(self._first_sample[-1])
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.dataset, self.rows, self.config, self._seed, self._token_column)
-
     @property
     def captions_per_row(self) -> np.ndarray | None:
         """How many samples each chosen row has, with `caption: each`."""
         return None if self._first_sample is None else np.diff(self._first_sample)
-
-    def rows_of(self, samples: np.ndarray) -> np.ndarray:
-        """Offsets in the dataset of the samples' rows."""
-        rows: np.ndarray = self.rows[self.places_of(samples)]
-        return rows
 
     def places_of(self, samples: np.ndarray) -> np.ndarray:
         """Where the samples' rows stand among the chosen ones."""
@@ -90,36 +62,19 @@ class Corpus:
             return samples
         return np.searchsorted(self._first_sample, samples, side="right") - 1
 
-    def texts(self, samples: np.ndarray, epochs: np.ndarray) -> Texts:
-        """Ids, the caption that each sample takes in its epoch, and orientations."""
-        self.refuse_fork()
-        places = self.places_of(samples)
-        rows = self.rows[places]
-        values = self._small.take(rows)
-        ids, orientations = values.column(0).to_pylist(), self._orientations(values)
-        if not self._needs_captions:
-            return Texts(ids, [""] * len(rows), None, orientations)
-        captions = as_captions(values.column(1))
-        if self._first_sample is not None:
-            numbers = (samples - self._first_sample[places]).tolist()
-        else:
-            draws = uniforms(self._caption_key, rows, epochs, count=1)[:, 0].tolist()
-            numbers = [self._choose(texts, draw) for texts, draw in zip(captions, draws, strict=True)]
-        chosen = [texts[number] if texts else "" for texts, number in zip(captions, numbers, strict=True)]
-        return Texts(ids, chosen, self._token_ids(values, numbers), orientations)
+    def rows_of(self, samples: np.ndarray) -> np.ndarray:
+        """Offsets in the dataset of the samples' rows."""
+        rows: np.ndarray = self.rows[self.places_of(samples)]
+        return rows
 
-    def tokenize_ahead(self, tokenizer: Tokenizer) -> None:
-        """Once the captions are in memory, let the tokenizer see them all, if it can remember so many."""
-        if self._token_column is not None or not self._needs_captions:
-            return
-
-        def see(values: pa.RecordBatch) -> None:
-            captions = [caption for of_row in as_captions(values.column(1)) for caption in of_row]
-            if len(captions) <= tokenizer.num_remembered:
-                for start in range(0, len(captions), AHEAD):
-                    tokenizer.encode(captions[start : start + AHEAD])
-
-        self._small.when_loaded = see
+    def choose_captions(self, values: pa.RecordBatch, drawn: Draw) -> list[str]:
+        """The caption that each sample takes in its epoch, of the samples' small `values`; "" where there is none."""
+        captions = as_captions(values.column(self.dataset.columns.captions))
+        if self._first_sample is None:
+            rows = self.rows_of(drawn.samples)
+            return choose_captions(captions, self._choice, seed=self._seed, rows=rows, epochs=drawn.epochs)
+        numbers = (drawn.samples - self._first_sample[self.places_of(drawn.samples)]).tolist()
+        return [texts[number] if texts else "" for texts, number in zip(captions, numbers, strict=True)]
 
     def keep_images(self, *, limit_bytes: int) -> None:
         """Keep the encoded images in memory from the next batch on, if they take at most so many bytes."""
@@ -130,18 +85,15 @@ class Corpus:
         """How much is read for one pass over the images, as far as the batches so far tell."""
         return self._images.bytes_an_epoch
 
-    def images(self, rows: np.ndarray) -> list[memoryview]:
-        self.refuse_fork()
+    def take_images(self, rows: np.ndarray) -> list[memoryview]:
         return self._images.take(rows)
 
-    def vectors(self, rows: np.ndarray, column: str) -> np.ndarray:
+    def take_vectors(self, rows: np.ndarray, column: str) -> np.ndarray:
         """(B, F) values of a column of fixed-size lists, as they are stored."""
-        self.refuse_fork()
         return self._vectors.setdefault(column, VectorColumn(self.dataset, column)).take(rows)
 
-    def pixels(self, rows: np.ndarray, column: str) -> list[np.ndarray | None]:
+    def take_pixels(self, rows: np.ndarray, column: str) -> list[np.ndarray | None]:
         """Decoded pixels, flat; None for a row that has none."""
-        self.refuse_fork()
         return self.dataset.take_pixels(rows, column)
 
     def refuse_fork(self) -> None:
@@ -153,83 +105,160 @@ class Corpus:
             )
 
     def close(self) -> None:
-        self._small.close()
+        self.small.close()
         self._images.close()
         for vectors in self._vectors.values():
             vectors.close()
 
-    def _choose(self, captions: Sequence[str], draw: float) -> int:
-        """Which of its captions a sample takes."""
-        if self.config.caption == "longest":
-            return max(range(len(captions)), key=lambda number: len(captions[number]), default=0)
-        return int(draw * len(captions)) if self.config.caption == "random" else 0
 
-    def _token_ids(self, values: pa.RecordBatch, numbers: Sequence[int]) -> list[np.ndarray] | None:
-        if self._token_column is None:
-            return None
-        stored = values.column(self._token_column)
-        if stored.null_count:  # rows that came after the cache was made
-            return None
-        texts = stored.values
-        first, ends = stored.offsets.to_numpy(), texts.offsets.to_numpy()
-        ids = texts.values.to_numpy()
-        chosen = (first[:-1] + np.array(numbers)).tolist()
-        none = ids[:0]  # of a row without captions, which is replaced
+class Samples:
+    """The samples of several datasets, numbered one dataset after the other."""
+
+    def __init__(self, parts: Sequence[DatasetSamples]) -> None:
+        self.parts = tuple(parts)
+        self._first_sample = np.cumsum([0, *map(len, parts)])
+        self._first_row = np.cumsum([0, *(len(part.dataset) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self._first_sample[-1])
+
+    def at(self, drawn: Draw) -> DrawnSamples:
+        return DrawnSamples(self, drawn)
+
+    def rows_of(self, samples: np.ndarray) -> np.ndarray:
+        """Rows as a batch numbers them: a dataset's after those of the datasets before it."""
+        rows = np.empty_like(samples)
+        for index, places in self.owners_of(samples):
+            rows[places] = self._first_row[index] + self.parts[index].rows_of(self.local(samples[places], index))
+        return rows
+
+    def owners_of(self, samples: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """(dataset, places of its samples) of each dataset that has some of these samples."""
+        owners = np.searchsorted(self._first_sample, samples, side="right") - 1
+        return [(index, np.flatnonzero(owners == index)) for index in np.unique(owners).tolist()]
+
+    def local(self, samples: np.ndarray, index: int) -> np.ndarray:
+        """The samples of one dataset as that numbers them."""
+        local: np.ndarray = samples - self._first_sample[index]
+        return local
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.close()
+
+
+class DrawnSamples:
+    """The samples of a batch; what is stored of them is read when it is asked for, in the order drawn."""
+
+    def __init__(self, samples: Samples, drawn: Draw) -> None:
+        self.drawn = drawn
+        self._samples = samples
+        # Of an empty share, which a rank may have, every column is asked for all the same.
+        self._owners = samples.owners_of(drawn.samples) or [(0, np.empty(0, dtype=np.int64))]
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """(B,) int64 rows; those of a second dataset are numbered after the first's."""
+        return self._samples.rows_of(self.drawn.samples)
+
+    @cached_property
+    def image_ids(self) -> list[str]:
+        return self._each_value(lambda part: part.dataset.columns.image_id)
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether captions are among the columns that are read."""
+        return all(part.dataset.columns.captions in part.small.names for part in self._samples.parts)
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The caption that each sample takes, "" where it has none."""
+        return self._gather(
+            [
+                self._samples.parts[index].choose_captions(values, local)
+                for (index, local), values in zip(self._local, self._small, strict=True)
+            ]
+        )
+
+    @cached_property
+    def orientations(self) -> list[int | None]:
+        """EXIF orientations that the datasets hold; None where only the image's file tells."""
+        parts = []
+        for values in self._small:
+            stored = values.column(ORIENTATION).to_pylist() if ORIENTATION in values.schema.names else None
+            parts.append([orientation or 1 for orientation in stored] if stored else [None] * len(values))
+        return self._gather(parts)
+
+    def values(self, column: str) -> list[object]:
+        """Python values of a column that an input names in its `columns`."""
+        return self._each_value(lambda part: column)
+
+    def vectors(self, column: str) -> np.ndarray:
+        """(B, F) values of a column of fixed-size lists, as they are stored."""
+        parts = [part.take_vectors(rows, column) for part, rows in self._local_rows()]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)[self._order]
+
+    def images(self) -> list[memoryview]:
+        """Encoded images; a null one is empty."""
+        return self._gather([part.take_images(rows) for part, rows in self._local_rows()])
+
+    def pixels(self, column: str) -> list[np.ndarray | None]:
+        """Decoded pixels of a column that caches them, flat; None for a row that has none."""
+        return self._gather([part.take_pixels(rows, column) for part, rows in self._local_rows()])
+
+    def _each_value(self, column_of: Callable[[DatasetSamples], str]) -> list[T]:
+        columns = [column_of(self._samples.parts[index]) for index, _ in self._local]
+        return self._gather(
+            [values.column(column).to_pylist() for values, column in zip(self._small, columns, strict=True)]
+        )
+
+    @cached_property
+    def _local(self) -> list[tuple[int, Draw]]:
+        """The samples by dataset, as each numbers them."""
+        drawn = self.drawn
         return [
-            ids[ends[text] : ends[text + 1]] if text < end else none
-            for text, end in zip(chosen, first[1:].tolist(), strict=True)
+            (index, Draw(self._samples.local(drawn.samples[places], index), drawn.epochs[places]))
+            for index, places in self._owners
         ]
 
-    def _orientations(self, values: pa.RecordBatch) -> list[int | None]:
-        if not self._has_orientations:
-            return [None] * len(values)
-        return [orientation or 1 for orientation in values.column(ORIENTATION).to_pylist()]
+    @cached_property
+    def _small(self) -> list[pa.RecordBatch]:
+        return [part.small.take(rows) for part, rows in self._local_rows()]
+
+    def _local_rows(self) -> Iterator[tuple[DatasetSamples, np.ndarray]]:
+        for index, local in self._local:
+            part = self._samples.parts[index]
+            part.refuse_fork()
+            yield part, part.rows_of(local.samples)
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(np.concatenate([places for _, places in self._owners]))
+
+    def _gather(self, parts: Sequence[Sequence[T]]) -> list[T]:
+        """Values by dataset, in the order drawn."""
+        if len(parts) == 1:
+            return list(parts[0])
+        joined = [value for part in parts for value in part]
+        return [joined[place] for place in self._order.tolist()]
 
 
-def named_columns(config: DataConfig) -> Columns:
-    return Columns(config.image_id_column, config.image_column, config.captions_column)
-
-
-def training_sources(config: DataConfig) -> list[tuple[str, str | None]]:
-    """The datasets that are trained on, each with the filter that chooses its rows."""
-    if config.dataset:
-        return [(config.dataset, config.train)]
-    return [(source.dataset, source.train or config.train) for source in config.sources]
-
-
-def open_corpora(
-    config: DataConfig,
-    *,
-    seed: int,
-    tokenizer: Tokenizer | None = None,
-    datasets: Sequence[Dataset] | None = None,
-) -> tuple[Corpus, ...]:
-    """The training samples of `data.dataset`, or of each of `data.sources`."""
-    chosen = training_sources(config)
-    if datasets is None:
-        datasets = [Dataset(uri, columns=named_columns(config)) for uri, _ in chosen]
-    tokens = token_column(tokenizer) if config.token_cache and tokenizer is not None else None
-    corpora = []
-    for dataset, (uri, where) in zip(datasets, chosen, strict=True):
-        rows = dataset.select(where, limit=config.limit)
-        if not len(rows):
+def make_samples(training: TrainingRows, config: DataConfig, *, seed: int, columns: Sequence[str] = ()) -> Samples:
+    """The samples of the training rows; `columns` are those of small values that inputs read."""
+    parts = []
+    for dataset, rows in zip(training.datasets, training.rows, strict=True):
+        parts.append(DatasetSamples(dataset, rows, config, seed=seed, columns=columns))
+        if not len(parts[-1]):
             raise DataError(
-                f"`{uri}` has no rows" if where is None else f"the training filter `{where}` chooses no row of `{uri}`",
-                "`clipkit info` tells its splits and columns",
-            )
-        corpora.append(Corpus(dataset, rows, config, seed=seed, token_column=tokens))
-        if not len(corpora[-1]):
-            raise DataError(
-                f"none of the {len(rows):,} chosen rows of `{uri}` has a caption",
+                f"none of the {len(rows):,} chosen rows of `{dataset.uri}` has a caption",
                 "choose others with `data.train`, or another column with `data.captions_column`",
             )
-    return tuple(corpora)
+    return Samples(parts)
 
 
 def _caption_offsets(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     """(n + 1,) number of captions before each of the rows."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(dataset.count_captions()[rows])])
-
-
-def _rebuild(dataset: Dataset, rows: np.ndarray, config: DataConfig, seed: int, token_column: str | None) -> Corpus:
-    return Corpus(dataset, rows, config, seed=seed, token_column=token_column)

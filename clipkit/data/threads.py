@@ -1,4 +1,4 @@
-"""Batches made ahead in threads: one reads, several decode, and they come out in order."""
+"""Batches made ahead by threads: one reads, several decode, and the batches come out in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from clipkit.data.batch_maker import BatchMaker, Work
+from clipkit.data.batch_maker import BatchMaker, UnfinishedBatch
 from clipkit.types import Batch
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ CHUNK = 16  # images that a decoding thread takes at a time
 POLL_S = 0.1
 
 
-class Job:
+class PendingBatch:
     """A batch on its way through the threads."""
 
     def __init__(self, step: int) -> None:
@@ -54,8 +54,8 @@ class ThreadPipeline:
         self._maker = maker
         self._steps = iter(steps)
         self._stopping = threading.Event()
-        self._ready: queue.Queue[Job | None] = queue.Queue(maxsize=maker.config.prefetch)
-        self._tasks: queue.SimpleQueue[tuple[Job, Work, int, int] | None] = queue.SimpleQueue()
+        self._ready: queue.Queue[PendingBatch | None] = queue.Queue(maxsize=maker.config.prefetch)
+        self._tasks: queue.SimpleQueue[tuple[PendingBatch, UnfinishedBatch, int, int] | None] = queue.SimpleQueue()
         self._doing = {"reader": "starting"}
         self._threads = [threading.Thread(target=self._read, name="clipkit-reader", daemon=True)]
         self._threads += [
@@ -67,17 +67,17 @@ class ThreadPipeline:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             started = time.perf_counter()
-            job = self._wait_for_job(started)
-            if job is None:
+            pending = self._wait_for_next(started)
+            if pending is None:
                 return
-            while not job.done.wait(self._maker.config.stall_timeout_s):
+            while not pending.done.wait(self._maker.config.stall_timeout_s):
                 self._report_stall(started)
-            if job.error is not None:
-                raise job.error
-            assert job.batch is not None
+            if pending.error is not None:
+                raise pending.error
+            assert pending.batch is not None
             wait_s = time.perf_counter() - started
             self._maker.clock.add("wait", wait_s)
-            yield replace(job.batch, wait_s=wait_s)
+            yield replace(pending.batch, wait_s=wait_s)
 
     def close(self) -> None:
         self._stopping.set()
@@ -86,7 +86,7 @@ class ThreadPipeline:
         for thread in self._threads:
             thread.join()
 
-    def _wait_for_job(self, started: float) -> Job | None:
+    def _wait_for_next(self, started: float) -> PendingBatch | None:
         while True:
             try:
                 return self._ready.get(timeout=self._maker.config.stall_timeout_s)
@@ -99,30 +99,30 @@ class ThreadPipeline:
 
     def _read(self) -> None:
         for step in self._steps:
-            job = Job(step)
+            pending = PendingBatch(step)
             try:
                 self._doing["reader"] = f"reading step {step}"
-                work = self._maker.read(step)
+                batch = self._maker.read(step)
             except BaseException as error:
-                job.fail(error)
-                self._hand_over(job)
+                pending.fail(error)
+                self._hand_over(pending)
                 return
-            starts = range(0, len(work), CHUNK)
-            job.open(len(starts))
+            starts = range(0, len(batch), CHUNK)
+            pending.open(len(starts))
             if not starts:  # a rank's share may be empty
-                job.finish(self._maker.finish(work))
+                pending.finish(self._maker.finish(batch))
             self._doing["reader"] = f"step {step} is read; waiting until it can be handed over"
-            if not self._hand_over(job):
+            if not self._hand_over(pending):
                 return
             for start in starts:
-                self._tasks.put((job, work, start, min(start + CHUNK, len(work))))
+                self._tasks.put((pending, batch, start, min(start + CHUNK, len(batch))))
         self._doing["reader"] = "done"
         self._hand_over(None)
 
-    def _hand_over(self, job: Job | None) -> bool:
+    def _hand_over(self, pending: PendingBatch | None) -> bool:
         while not self._stopping.is_set():
             try:
-                self._ready.put(job, timeout=POLL_S)
+                self._ready.put(pending, timeout=POLL_S)
                 return True
             except queue.Full:
                 continue
@@ -131,12 +131,14 @@ class ThreadPipeline:
     def _decode(self) -> None:
         name = threading.current_thread().name
         while (task := self._tasks.get()) is not None and not self._stopping.is_set():
-            job, work, start, stop = task
-            self._doing[name] = f"decoding step {job.step}, `{work.texts.image_ids[start]}` and the {stop - start} on"
+            pending, batch, start, stop = task
+            self._doing[name] = (
+                f"decoding step {pending.step}, `{batch.samples.image_ids[start]}` and {stop - start - 1} more"
+            )
             try:
-                self._maker.decode(work, start, stop)
-                if job.close_chunk():
-                    job.finish(self._maker.finish(work))
+                self._maker.decode(batch, start, stop)
+                if pending.close_chunk():
+                    pending.finish(self._maker.finish(batch))
             except BaseException as error:
-                job.fail(error)
+                pending.fail(error)
             self._doing[name] = "idle"

@@ -17,7 +17,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from clipkit import hub
 from clipkit.errors import ModelError, first_line
-from clipkit.types import Tokens
 
 Padding = Literal["longest", "max"]
 PAD_MULTIPLE = 8
@@ -50,7 +49,7 @@ class FastTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id, which is what an embedding table needs."""
+        """One more than the largest id: the size of the embedding table."""
         return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
     @property
@@ -66,19 +65,19 @@ class FastTokenizer:
 
     @property
     def num_remembered(self) -> int:
-        """How many texts' ids are kept in memory."""
+        """How many texts have their ids kept in memory."""
         return REMEMBERED
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same ids: a hash of the vocabulary, the rules and the length, but not of the padding."""
+        """A hash of the vocabulary, the rules and the length, but not of the padding: equal for equal ids."""
         return hashlib.sha256(f"{self._vocabulary}:{self._max_tokens}".encode()).hexdigest()[:16]
 
-    def __call__(self, texts: Sequence[str]) -> Tokens:
+    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         return self.pad(self.encode(texts))
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids a text (int32), cut to `max_tokens` and not padded; the last so many texts are remembered."""
+        """Token ids of each text (int32), cut to `max_tokens` and not padded; the most recent texts are remembered."""
         memory = self._memory
         new = [text for text in dict.fromkeys(texts) if text not in memory]
         if len(memory) + len(new) > REMEMBERED:
@@ -88,8 +87,8 @@ class FastTokenizer:
         self._memory = memory
         return [memory[text] for text in texts]
 
-    def pad(self, ids: Sequence[Ids]) -> Tokens:
-        """Ids a text as one (B, T) pair; T is the longest, rounded up to 8, or `max_tokens`."""
+    def pad(self, ids: Sequence[Ids]) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask`, both (B, T); T is the longest, rounded up to 8, or `max_tokens`."""
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         width = self._max_tokens
         if self._padding == "longest":
@@ -99,10 +98,13 @@ class FastTokenizer:
         input_ids = np.full((len(ids), width), self.pad_token_id, dtype=np.int64)
         if len(ids):
             input_ids[mask] = np.concatenate(ids)
-        return Tokens(torch.from_numpy(input_ids), torch.from_numpy(mask.astype(np.int64)))
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+        }
 
     def truncated_share(self, texts: Sequence[str]) -> float:
-        """The share of texts that `max_tokens` cuts."""
+        """The share of texts that are longer than `max_tokens`."""
         if not texts:
             return 0.0
         encodings = self._uncut_library().backend_tokenizer.encode_batch_fast(list(texts))
@@ -113,7 +115,7 @@ class FastTokenizer:
         self._uncut_library().save_pretrained(str(folder))
 
     def _uncut_library(self) -> Any:
-        """A copy that cuts nothing: checkpoints are written while a loader's threads encode with this one."""
+        """A copy without truncation: checkpoints are written while a loader's threads encode with this one."""
         library = copy.deepcopy(self._library)
         library.backend_tokenizer.no_truncation()
         return library
@@ -139,9 +141,9 @@ def load_tokenizer(source: str | Path, *, max_tokens: int, padding: Padding) -> 
 
 
 def check_vocabulary(tokenizer: FastTokenizer, *, name: str) -> None:
-    """Refuse a tokenizer that does not know its own words.
+    """Refuse a tokenizer that does not know the words of its own vocabulary.
 
-    Some ways of loading one leave it without its vocabulary, and every word becomes the unknown token in silence.
+    Some ways of loading one leave the vocabulary out, and every word silently becomes the unknown token.
     """
     backend = tokenizer._backend
     special = set(tokenizer._library.all_special_ids)
@@ -190,7 +192,7 @@ def train_tokenizer(
 
 
 def _letters(texts: Iterable[str]) -> list[str]:
-    """The letters that words begin with, and those that go on with them (`##a`), in order."""
+    """The letters that start a word and those that continue one (`##a`), sorted."""
     first: set[str] = set()
     later: set[str] = set()
     for text in texts:

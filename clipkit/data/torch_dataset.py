@@ -11,9 +11,12 @@ from torch.utils.data import Dataset as TorchDataset
 
 from clipkit.config import DataConfig
 from clipkit.data.batch_maker import BatchMaker
+from clipkit.data.inputs import Input, Pixels, Tokens, Vectors
 from clipkit.data.order.base import Draw, StoredOrder
-from clipkit.data.samples import Corpus, open_corpora
-from clipkit.types import Tokenizer
+from clipkit.data.samples import make_samples
+from clipkit.data.training_rows import TrainingRows, named_columns, training_sources
+from clipkit.store import Dataset
+from clipkit.types import ImageSpec, Tokenizer
 
 Sample = dict[str, Any]
 
@@ -27,52 +30,80 @@ class ImageTextDataset(TorchDataset[Sample]):
     read, so give the DataLoader `multiprocessing_context="forkserver"`.
     """
 
-    def __init__(self, config: DataConfig, *, tokenizer: Tokenizer | None = None, seed: int = 0) -> None:
-        self._corpora: tuple[Corpus, ...] = open_corpora(config, seed=seed, tokenizer=tokenizer)
-        # Shared, so that worker processes that stay see it change.
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        tokenizer: Tokenizer | None = None,
+        seed: int = 0,
+        versions: Sequence[int | None] | None = None,
+    ) -> None:
+        """`versions` are those of the datasets; the newest when left out."""
+        uris = [uri for uri, _ in training_sources(config)]
+        columns = named_columns(config)
+        datasets = [
+            Dataset(uri, version=version, columns=columns)
+            for uri, version in zip(uris, versions or [None] * len(uris), strict=True)
+        ]
+        self._arguments = (config, tokenizer, seed, [dataset.version for dataset in datasets])
+        # Shared, so that persistent worker processes see it change.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._maker = BatchMaker(
-            self._corpora,
-            StoredOrder(sum(map(len, self._corpora)), batch_size=1),
-            config,
-            size_px=config.image_size,
-            tokenizer=tokenizer,
-            seed=seed,
-        )
-        self._maker.pins_memory = False  # that is the DataLoader's to do, in the parent
+        small = [config.captions_column] if config.features.text is None else []
+        self._samples = make_samples(TrainingRows(config, datasets), config, seed=seed, columns=small)
+        order = StoredOrder(len(self._samples), batch_size=1)
+        self._maker = BatchMaker(self._samples, order, _inputs(config, tokenizer, seed), config, seed=seed)
+        self._maker.pins_memory = False  # that is the DataLoader's job, in the parent
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (*self._arguments, self._epoch)
 
     def __len__(self) -> int:
-        return sum(map(len, self._corpora))
+        return len(self._samples)
 
     def set_epoch(self, epoch: int) -> None:
-        """Call it before iterating the DataLoader; persistent workers heed it too."""
+        """Call it before iterating the DataLoader; persistent workers follow it too."""
         self._epoch[0] = epoch
 
     def __getitem__(self, index: int) -> Sample:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        for corpus in self._corpora:
-            corpus.refuse_fork()
+        for part in self._samples.parts:
+            part.refuse_fork()
         for index in indices:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index} of a dataset of {len(self)}")
         samples = np.array(indices, dtype=np.int64) % len(self)
         batch = self._maker.make_samples(Draw(samples, np.full(len(samples), int(self._epoch), dtype=np.int64)))
-        parts: dict[str, torch.Tensor | None] = {
-            "image": batch.images,
-            "input_ids": batch.tokens.input_ids if batch.tokens else None,
-            "attention_mask": batch.tokens.attention_mask if batch.tokens else None,
-            "image_features": batch.image_features,
-            "text_features": batch.text_features,
-        }
-        present = {name: values for name, values in parts.items() if values is not None}
+        tensors = {"image" if name == "pixels" else name: values for name, values in batch.tensors.items()}
         return [
             {
-                **{name: values[i] for name, values in present.items()},
+                **{name: values[i] for name, values in tensors.items()},
                 "caption": batch.captions[i],
                 "image_id": batch.image_ids[i],
                 "row": int(batch.rows[i]),
             }
             for i in range(len(batch))
         ]
+
+
+def _inputs(config: DataConfig, tokenizer: Tokenizer | None, seed: int) -> list[Input]:
+    features = config.features
+    inputs: list[Input] = []
+    if features.image is not None:
+        inputs.append(Vectors("image_features", features.image, setting="data.features.image"))
+    else:
+        inputs.append(Pixels(config, ImageSpec(config.image_size), seed=seed))
+    if features.text is not None:
+        inputs.append(Vectors("text_features", features.text, setting="data.features.text"))
+    elif tokenizer is not None:
+        inputs.append(Tokens(tokenizer, column=config.captions_column))
+    return inputs
+
+
+def _reopen(
+    config: DataConfig, tokenizer: Tokenizer | None, seed: int, versions: list[int], epoch: torch.Tensor
+) -> ImageTextDataset:
+    dataset = ImageTextDataset(config, tokenizer=tokenizer, seed=seed, versions=versions)
+    dataset._epoch = epoch
+    return dataset

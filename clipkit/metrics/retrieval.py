@@ -8,12 +8,10 @@ that is not a number. A model whose embeddings are all alike then has recall 0, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 RECALLS = (1, 5, 10)
 TIE = 1e-6  # of embeddings of length 1; a few roundings of a float32 dot product
@@ -77,27 +75,6 @@ def pair_accuracy(image_ND: Tensor, text_MD: Tensor, owner_M: Tensor, pairs_P2: 
         right += int((to_own > to_other + tie).sum())
         total += len(to_own)
     return right / max(1, total)
-
-
-def mean_cosine(embedding_ND: Tensor) -> Tensor:
-    """The mean cosine of two different rows: near 1, all embeddings are alike."""
-    unit_ND = F.normalize(embedding_ND, dim=-1)
-    count = len(unit_ND)
-    return (unit_ND.sum(0).square().sum() - count) / max(1, count * (count - 1))
-
-
-def effective_rank(embedding_ND: Tensor) -> Tensor:
-    """How many directions the embeddings use: exp of the entropy of their singular values (Roy & Vetterli 2007).
-
-    NaN where an embedding is not finite, as right after a step that went wrong.
-    """
-    if not embedding_ND.isfinite().all():
-        return torch.tensor(math.nan)
-    centred_ND = F.normalize(embedding_ND, dim=-1).cpu().double()
-    centred_ND = centred_ND - centred_ND.mean(0)
-    singular_D = torch.linalg.eigvalsh(centred_ND.T @ centred_ND).clamp(min=0).sqrt()
-    share: Tensor = F.normalize(singular_D, p=1, dim=0)
-    return torch.exp(torch.special.entr(share).sum())
 
 
 def _similarity(query_QD: Tensor, target_ND: Tensor) -> Tensor:

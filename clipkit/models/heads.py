@@ -1,17 +1,15 @@
-"""Projection heads: from an encoder's width to the embedding's, and the learned temperature.
+"""Projection heads: from an encoder's width to the embedding's.
 
 Shapes: B rows, F the encoder's width, D the embedding's.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clipkit.config import Head, Identity, InfoNCE, LinearHead, Loss, NoHead, ResidualHead, Sigmoid
+from clipkit.config import LinearHead, NoHead, ResidualHead, Section, builder_of
 from clipkit.errors import ModelError
 
 
@@ -31,52 +29,24 @@ class Residual(nn.Module):
         return self.norm(mixed_BD + projected_BD)  # type: ignore[no-any-return]
 
 
-def build_head(config: Head, *, in_dim: int, out_dim: int, side: str) -> nn.Module:
-    match config:
-        case ResidualHead():
-            return Residual(in_dim, out_dim, dropout=config.dropout)
-        case LinearHead():
-            return nn.Linear(in_dim, out_dim, bias=config.bias)
-        case NoHead():
-            if in_dim != out_dim:
-                raise ModelError(
-                    f"the {side} encoder gives {in_dim} values, and without a head they are the embedding, "
-                    f"which is to have {out_dim}",
-                    f"set `model.embedding_dim: {in_dim}`, or give `model.{side}_head` a kind",
-                )
-            return nn.Identity()
+def build_head(section: Section, *, in_dim: int, out_dim: int, side: str) -> nn.Module:
+    """The head that a section describes; `side` is what errors call it."""
+    head: nn.Module = builder_of(section)(section, in_dim=in_dim, out_dim=out_dim, side=side)
+    return head
 
 
-class Temperature(nn.Module):
-    """The scale of the logits, 1 / temperature, and SigLIP's bias; parameters where the loss learns them.
+def build_residual(section: ResidualHead, *, in_dim: int, out_dim: int, side: str) -> nn.Module:
+    return Residual(in_dim, out_dim, dropout=section.dropout)
 
-    The scale is kept as its logarithm: then a step changes it by a share of itself.
-    """
 
-    log_scale: torch.Tensor
-    bias: torch.Tensor
+def build_linear(section: LinearHead, *, in_dim: int, out_dim: int, side: str) -> nn.Module:
+    return nn.Linear(in_dim, out_dim, bias=section.bias)
 
-    def __init__(self, config: Loss) -> None:
-        super().__init__()
-        self.is_learned = isinstance(config, InfoNCE | Sigmoid) and config.learn_temperature
-        self.max_log_scale = math.log(1 / config.min_temperature) if isinstance(config, InfoNCE | Sigmoid) else math.inf
-        temperature = 1.0 if isinstance(config, Identity) else config.temperature
-        self._keep("log_scale", math.log(1 / temperature), learn=self.is_learned)
-        bias = config.bias if isinstance(config, Sigmoid) else 0.0
-        self._keep("bias", bias, learn=self.is_learned and isinstance(config, Sigmoid))
 
-    def _keep(self, name: str, value: float, *, learn: bool) -> None:
-        tensor = torch.tensor(value)
-        if learn:
-            self.register_parameter(name, nn.Parameter(tensor))
-        else:
-            self.register_buffer(name, tensor, persistent=False)
-
-    def scale(self) -> torch.Tensor:
-        return self.log_scale.exp()
-
-    @torch.no_grad()
-    def clamp(self) -> None:
-        """Keep the temperature at or above its minimum."""
-        if self.is_learned:
-            self.log_scale.clamp_(max=self.max_log_scale)
+def build_none(section: NoHead, *, in_dim: int, out_dim: int, side: str) -> nn.Module:
+    if in_dim != out_dim:
+        raise ModelError(
+            f"without a head the {side} encoder's {in_dim} values are the embedding, and that must have {out_dim}",
+            f"set `model.embedding_dim: {in_dim}`, or give `model.{side}_head` a kind",
+        )
+    return nn.Identity()

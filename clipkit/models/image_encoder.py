@@ -1,4 +1,4 @@
-"""Image encoders: any timm model, or the stored output of one."""
+"""Image encoders of the timm library."""
 
 from __future__ import annotations
 
@@ -17,14 +17,39 @@ from torch import nn
 
 from clipkit import hub
 from clipkit.config import TimmImage
+from clipkit.data.inputs import Pixels
 from clipkit.errors import ModelError, first_line
+from clipkit.models.encoder import Encoder, EncoderContext
 from clipkit.models.norms import keep_statistics_in_recompute
+from clipkit.types import ImageSpec
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 OFFLINE_HINT = (
     "without a network give a local file of its weights with `model.image.weights`, or train from scratch with "
     "`model.image.pretrained: false`"
 )
+
+
+def build(section: TimmImage, context: EncoderContext) -> Encoder:
+    """A timm model with its pixels, as large as `data.image_size` says and normalised as the model was trained."""
+    data = context.data
+    model = build_image_encoder(section, image_size=data.image_size, saved=context.saved)
+    architecture = describe(model)
+    spec = ImageSpec(
+        data.image_size,
+        data.mean or tuple(architecture["mean"]),
+        data.std or tuple(architecture["std"]),
+        data.resize or "squash",
+        data.interpolation or "fast",
+    )
+    return Encoder(
+        module=model,
+        dim=feature_dim(model, image_size=data.image_size),
+        reads=("pixels",),
+        inputs=lambda seed: [Pixels(data, spec, seed=seed)],
+        architecture=architecture,
+        pixels=spec,
+    )
 
 
 def build_image_encoder(config: TimmImage, *, image_size: int, saved: dict[str, Any] | None = None) -> Any:
@@ -40,10 +65,10 @@ def build_image_encoder(config: TimmImage, *, image_size: int, saved: dict[str, 
         options["pretrained_cfg_overlay"] = {"state_dict": weights}
     model = _create(source, pretrained=saved is None and (config.pretrained or weights is not None), options=options)
     model.pretrained_cfg["model_args"] = args
-    if saved is not None:  # the architecture's name alone stands for another set of weights, normalised otherwise
+    if saved is not None:  # the architecture's name alone refers to other weights, with another normalisation
         model.pretrained_cfg |= {"mean": saved["mean"], "std": saved["std"]}
     if weights is not None:
-        del model.pretrained_cfg["state_dict"]  # else they stay in memory for as long as the model
+        del model.pretrained_cfg["state_dict"]  # they would stay in memory as long as the model does
         _check_names(model, weights, file=config.weights or "")
     return _finish(model, config)
 
@@ -59,7 +84,7 @@ def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
                 _, architecture, args = load_model_config_from_hf(name.removeprefix(HUB))
             return name, architecture, args
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"`{name}` is no model of timm: {first_line(error)}", OFFLINE_HINT) from error
+        raise ModelError(f"`{name}` is not a timm model: {first_line(error)}", OFFLINE_HINT) from error
     if os.sep in name:
         raise ModelError(
             f"`model.image.name`: there is no folder `{name}`", f"on the hub it would be named `{HUB}{name}`"
@@ -68,7 +93,7 @@ def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def _options(config: TimmImage, *, name: str, image_size: int) -> dict[str, Any]:
-    """What timm is asked for; only what the config sets, since not every model takes every argument."""
+    """The arguments for timm: only what the config sets, since not every model takes every argument."""
     options: dict[str, Any] = {"num_classes": config.num_classes}
     if config.global_pool is not None:
         options["global_pool"] = "" if config.global_pool == "none" else config.global_pool
@@ -91,7 +116,7 @@ def _create(name: str, *, pretrained: bool, options: dict[str, Any]) -> Any:
             return timm.create_model(name, pretrained=pretrained, **options)
     except OSError as error:
         raise ModelError(
-            f"the weights of the image encoder `{name}` cannot be had: {first_line(error)}", OFFLINE_HINT
+            f"the weights of the image encoder `{name}` cannot be loaded: {first_line(error)}", OFFLINE_HINT
         ) from error
     except Exception as error:  # timm's models raise whatever their code runs into
         raise ModelError(
@@ -116,12 +141,12 @@ def _read_weights(path: str) -> dict[str, torch.Tensor]:
     except Exception as error:  # torch, pickle and safetensors have an error each for a file that is not theirs
         raise ModelError(
             f"`{path}` cannot be read as weights: {first_line(error)}",
-            "clipkit reads `.safetensors`, and `.pth` files that hold nothing but tensors",
+            "clipkit reads `.safetensors` files, and `.pth` files that contain only tensors",
         ) from error
 
 
 def _check_names(model: nn.Module, weights: dict[str, torch.Tensor], *, file: str) -> None:
-    """timm lets weights be missing when it adapts a classifier: then a wrong file would load as nothing."""
+    """timm ignores missing weights when it adapts a classifier: the wrong file would load without a word."""
     missing = [name for name, _ in model.named_parameters() if name not in weights]
     if missing:
         raise ModelError(
@@ -135,7 +160,7 @@ def _finish(model: Any, config: TimmImage) -> Any:
         model = freeze_batch_norm_2d(model)
     elif config.norm == "sync" and torch.distributed.is_initialized():
         if not torch.cuda.is_available():
-            raise ModelError("SyncBatchNorm runs on GPUs alone", "use `model.image.norm: frozen` or `batch`")
+            raise ModelError("SyncBatchNorm runs only on GPUs", "use `model.image.norm: frozen` or `batch`")
         model = convert_sync_batchnorm(model)
     if config.checkpointing:
         try:
@@ -156,7 +181,7 @@ def feature_dim(model: nn.Module, *, image_size: int) -> int:
     try:
         with torch.no_grad():  # and not inference mode: some models keep tensors that they made for later
             width = model(torch.zeros(1, 3, image_size, image_size)).flatten(1).shape[1]
-    except Exception as error:  # a size that does not divide into patches, or that strides away to nothing
+    except Exception as error:  # a size that does not divide into patches, or that strides reduce to nothing
         raise ModelError(
             f"the image encoder cannot take images of {image_size} px: {first_line(error)}",
             "choose another `data.image_size`",

@@ -1,10 +1,11 @@
-"""Text encoders: any transformers model with a pooled output, or the stored output of one.
+"""Text encoders of the transformers library, with their tokenizer.
 
 Shapes: B texts, T tokens, H hidden width.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +26,16 @@ from transformers.masking_utils import sdpa_mask
 
 from clipkit import hub
 from clipkit.config import TextArchitecture, TransformersText
+from clipkit.data.inputs import Tokens
+from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
 from clipkit.errors import ModelError, first_line
-from clipkit.types import Tokenizer, Tokens
+from clipkit.models.encoder import Encoder, EncoderContext
+from clipkit.types import Tokenizer
 
+log = logging.getLogger(__name__)
 MASKED_ATTENTION = "sdpa_with_mask"
+TOKENIZER_ROWS = 200_000  # of a larger corpus, so many rows spread over it train the vocabulary
+MEASURED_ROWS = 20_000  # whose captions show which share is cut
 
 
 class TextEncoder(nn.Module):
@@ -45,14 +52,51 @@ class TextEncoder(nn.Module):
     def dim(self) -> int:
         return int(self.model.config.hidden_size)
 
-    def forward(self, tokens: Tokens) -> torch.Tensor:
-        output = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask)
         hidden_BTH: torch.Tensor = output.last_hidden_state
         if self.pooling == "cls":
             return hidden_BTH[:, 0]
-        mask_BT1 = tokens.attention_mask.unsqueeze(-1).to(hidden_BTH.dtype)
+        mask_BT1 = attention_mask.unsqueeze(-1).to(hidden_BTH.dtype)
         sum_BH = (hidden_BTH * mask_BT1).sum(1, dtype=torch.promote_types(hidden_BTH.dtype, torch.float32))
-        return sum_BH / tokens.attention_mask.sum(1, keepdim=True).clamp(min=1)
+        return sum_BH / attention_mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def build(section: TransformersText, context: EncoderContext) -> Encoder:
+    """A transformers model with its tokenizer: the checkpoint's, a model's, or one trained on the captions."""
+    tokenizer = make_tokenizer(section, context)
+    model = build_text_encoder(section, tokenizer=tokenizer, saved=context.saved)
+    tokens = Tokens(tokenizer, column=context.data.captions_column)
+    return Encoder(
+        module=model,
+        dim=model.dim,
+        reads=("input_ids", "attention_mask"),
+        inputs=lambda seed: [tokens],
+        architecture=describe(model),
+        tokenizer=tokenizer,
+    )
+
+
+def make_tokenizer(section: TransformersText, context: EncoderContext) -> FastTokenizer:
+    """The tokenizer, and a word in the log on how many captions it cuts."""
+    data, training = context.data, context.training
+    source = context.checkpoint / "tokenizer" if context.checkpoint is not None else section.tokenizer or section.name
+    if source is not None:
+        tokenizer = load_tokenizer(source, max_tokens=data.max_tokens, padding=data.padding)
+    else:
+        assert section.architecture is not None, "the config has checked it"
+        assert training is not None, "only a checkpoint is opened without training rows"
+        tokenizer = train_tokenizer(
+            training.captions(num_rows=TOKENIZER_ROWS),
+            vocab_size=section.architecture.vocab_size,
+            lowercase=section.architecture.lowercase,
+            max_tokens=data.max_tokens,
+            padding=data.padding,
+        )
+    if training is not None:
+        share = tokenizer.truncated_share(training.captions(num_rows=MEASURED_ROWS))
+        log.info("%.1f %% of the captions are cut at `data.max_tokens: %d`", 100 * share, data.max_tokens)
+    return tokenizer
 
 
 def build_text_encoder(
@@ -61,14 +105,14 @@ def build_text_encoder(
     tokenizer: Tokenizer,
     saved: dict[str, Any] | None = None,
 ) -> TextEncoder:
-    """A text encoder that fits the tokenizer; of a `saved` architecture with random weights, without folder or hub."""
+    """A text encoder for the tokenizer; of a `saved` architecture, with random weights and without folder or hub."""
     if saved is not None:
         options = dict(saved)
         model = _from_config(AutoConfig.for_model(options.pop("model_type"), **options))
     elif config.name is not None:
         model = _from_name(config.name, pretrained=config.pretrained)
     else:
-        assert config.architecture is not None, "the config has seen to it"
+        assert config.architecture is not None, "the config has checked it"
         model = _from_config(_bert_config(config.architecture, tokenizer=tokenizer))
     model = _encoder_part(model)
     model.config.use_cache = False  # nothing is generated here
@@ -100,7 +144,7 @@ def _from_config(config: PretrainedConfig) -> Any:
 def _from_name(name: str, *, pretrained: bool) -> Any:
     if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
         raise ModelError(f"`model.text.name`: there is no folder `{name}`", hub.OFFLINE_TEXT_HINT)
-    transformers.utils.logging.set_verbosity_error()  # what it would report of missing weights is checked below
+    transformers.utils.logging.set_verbosity_error()  # missing weights are checked below
     transformers.utils.logging.disable_progress_bar()
     try:
         with hub.one_attempt(name):
@@ -127,7 +171,7 @@ def _load(name: str, *, pretrained: bool) -> Any:
 
 
 def _encoder_part(model: Any) -> Any:
-    """The part that reads: of an encoder-decoder its encoder, and without a pooler that nothing would train."""
+    """The part that reads text: of an encoder-decoder the encoder, without a pooler, which would get no gradient."""
     if hasattr(model, "encoder") and hasattr(model, "decoder"):
         model = model.get_encoder()
     if getattr(model, "pooler", None) is not None:
@@ -138,19 +182,19 @@ def _encoder_part(model: Any) -> Any:
 def _check_fits(config: PretrainedConfig, tokenizer: Tokenizer, *, name: str) -> None:
     if not hasattr(config, "vocab_size"):
         raise ModelError(
-            f"`{name}` is a model of type `{config.model_type}`, which is no text encoder",
-            "name one that reads text alone, such as `bert-base-cased`",
+            f"`{name}` is a model of type `{config.model_type}`, which is not a text encoder",
+            "name one that reads only text, such as `bert-base-cased`",
         )
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the text encoder `{name}` only {config.vocab_size}",
-            "they belong to different models: set `model.text.tokenizer`",
+            "they belong to different models; set `model.text.tokenizer`",
         )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or positions < 0:  # relative positions have no limit
         return
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
-        positions -= config.pad_token_id + 1  # these count positions from behind the padding's
+        positions -= config.pad_token_id + 1  # these count positions after the padding's
     if tokenizer.max_tokens > positions:
         raise ModelError(
             f"`data.max_tokens` is {tokenizer.max_tokens}, and the text encoder `{name}` has {positions} positions",
@@ -165,9 +209,9 @@ def write_out_attention(encoder: nn.Module) -> None:
 
 
 def mask_always(encoder: nn.Module) -> None:
-    """Compute attention as ever, but never ask the device whether a batch's mask hides anything.
+    """Compute attention as usual, but never ask the device whether a batch's mask hides anything.
 
-    transformers leaves a mask out that hides nothing, and waits for a GPU to find out. Few batches have no padding.
+    transformers leaves out a mask that hides nothing, and waits for the GPU to find out. Few batches have no padding.
     """
     if isinstance(encoder, TextEncoder) and encoder.model.config._attn_implementation == "sdpa":
         AttentionInterface.register(MASKED_ATTENTION, sdpa_attention_forward)

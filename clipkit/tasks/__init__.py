@@ -1,5 +1,5 @@
-"""Kinds of training: each is a model, its loss and its evaluation, behind the Task protocol."""
+"""Kinds of training: each is a model with its inputs, its loss and its groups of parameters."""
 
-from clipkit.tasks.contrastive import ContrastiveTask, build_task
+from clipkit.tasks.base import BaseTask, TaskContext, build_task
 
-__all__ = ["ContrastiveTask", "build_task"]
+__all__ = ["BaseTask", "TaskContext", "build_task"]

@@ -6,128 +6,163 @@ Shapes: B this rank's pairs, D the embedding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipkit.config import Config, Identity, InfoNCE, Loss, Ranking, Sigmoid, SoftTargets
+from clipkit.config import DualEncoderConfig, TimmImage, TransformersText, builder_of
+from clipkit.data.inputs import Input
 from clipkit.distributed import shares
-from clipkit.evaluators.embed import embed_gallery
-from clipkit.losses import functional as losses
-from clipkit.metrics import retrieval as metrics
-from clipkit.models import DualEncoder, build_model
-from clipkit.models.dual_encoder import architecture, inputs
+from clipkit.losses import PairLoss
+from clipkit.metrics.embeddings import mean_cosine
+from clipkit.models import DualEncoder, Encoder, EncoderContext, build_dual_encoder, build_encoders, load_matching
+from clipkit.models.text_encoder import mask_always, write_out_attention
+from clipkit.tasks.base import BaseTask, TaskContext
 from clipkit.tasks.remembered_texts import RememberedTexts
-from clipkit.types import Batch, Gallery, LossOutput, Tokenizer
+from clipkit.types import Batch, Features, LossOutput
 
 COLLAPSED_COSINE = 0.95
 COLLAPSED_RANK = 2.0
-RANK_SAMPLE = 2048  # embeddings that the effective rank is computed from
+SHORT_TEXT = 128  # tokens; attention written out takes memory by their square
+GROUPS = {
+    "image_encoder": ("image_encoder.*",),
+    "text_encoder": ("text_encoder.*",),
+    "heads": ("image_head.*", "text_head.*"),
+    "temperature": ("temperature.*",),
+}
 
 
-class ContrastiveTask:
-    """A dual encoder, one of the losses over a batch of pairs, and retrieval as the evaluation."""
+class ContrastiveTask(BaseTask):
+    """A dual encoder and a loss over the pairs of a batch."""
 
-    def __init__(self, model: DualEncoder, loss: Loss, *, even_shares: bool = True) -> None:
-        self.model = model
+    model: DualEncoder
+    shards = ("image_encoder", "text_encoder", "image_head", "text_head")
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        loss: PairLoss,
+        *,
+        image: Encoder,
+        text: Encoder,
+        seed: int = 0,
+        even_shares: bool = True,
+        from_scratch: Collection[str] = (),
+    ) -> None:
+        super().__init__(model, GROUPS)
+        self.image = image
+        self.text = text
         self._loss = loss
+        self._seed = seed
         self._even_shares = even_shares
+        self._from_scratch = from_scratch
         self._remembered: RememberedTexts | None = None
 
-    def remember_texts(self, tokenizer: Tokenizer, texts: Callable[[], Iterable[str]]) -> None:
-        """Run the text encoder once for each of these, the texts of all batches to come: it must stay frozen."""
-        self._remembered = RememberedTexts(self.model.text_encoder, tokenizer, texts)
+    @property
+    def from_scratch(self) -> Collection[str]:
+        return self._from_scratch
 
-    def encode(self, batch: Batch) -> tuple[Tensor, ...]:
+    def inputs(self) -> Sequence[Input]:
+        return [*self.image.inputs(self._seed), *self.text.inputs(self._seed)]
+
+    def remember_texts(self, texts: Callable[[], Iterable[str]]) -> None:
+        """Run the text encoder once for each of these, the texts of all batches to come: it must stay frozen."""
+        assert self.text.tokenizer is not None, "the config has checked it"
+        self._remembered = RememberedTexts(self.model.text_encoder, self.text.tokenizer, texts)
+
+    def encode(self, batch: Batch) -> Features:
+        tensors = batch.tensors
         if self._remembered is not None:
-            features = self._remembered(batch.captions, device=self.model.device)
-            batch = replace(batch, tokens=None, text_features=features)
-        image_BD, text_BD = self.model(*inputs(batch))
+            tensors = {**tensors, "text_features": self._remembered(batch.captions, device=self.model.device)}
+        image_BD, text_BD = self.model(tensors)
         return image_BD, text_BD
 
-    def loss(self, features: tuple[Tensor, ...]) -> LossOutput:
+    def loss_of(self, features: Features, batch: Batch) -> LossOutput:
         image_BD, text_BD = features
         with torch.autocast(image_BD.device.type, enabled=False):  # logits in bfloat16 are too coarse
-            value = self._value(image_BD, text_BD)
+            of = shares(len(image_BD), even=self._even_shares, device=image_BD.device)
+            value = self._loss(image_BD, text_BD, shares=of)
         with torch.no_grad():
             watched = {
-                "temperature": 1 / self.model.temperature.scale(),
-                "image_cosine": metrics.mean_cosine(image_BD),
-                "text_cosine": metrics.mean_cosine(text_BD),
+                "temperature": 1 / self._loss.temperature.scale(),
+                "image_cosine": mean_cosine(image_BD),
+                "text_cosine": mean_cosine(text_BD),
             }
-        return LossOutput(value, watched)
+        return LossOutput(value, len(image_BD), watched)
 
-    def _value(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:
-        of = shares(len(image_BD), even=self._even_shares, device=image_BD.device)
-        temperature = self.model.temperature
-        match self._loss:
-            case InfoNCE(label_smoothing=smoothing):
-                scale = temperature.scale()
-                return losses.infonce(image_BD, text_BD, scale=scale, label_smoothing=smoothing, shares=of)
-            case Sigmoid():
-                scale, bias = temperature.scale(), temperature.bias
-                return losses.sigmoid(image_BD, text_BD, scale=scale, bias=bias, shares=of)
-            case SoftTargets(temperature=fixed):
-                return losses.soft_targets(image_BD, text_BD, temperature=fixed, shares=of)
-            case Ranking(direction=direction, temperature=fixed):
-                return losses.ranking(image_BD, text_BD, direction=direction, temperature=fixed, shares=of)
-            case Identity():
-                return losses.identity(image_BD, text_BD, shares=of)
+    def loss(self, batch: Batch) -> LossOutput:
+        return self.loss_of(self.encode(batch), batch)
 
     def after_step(self) -> None:
-        self.model.temperature.clamp()
-
-    def evaluate(self, gallery: Gallery, *, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
-        """Retrieval both ways over the whole gallery, and how spread out its embeddings are."""
-        image_ND, text_MD = embed_gallery(self.model, gallery, batch_size=batch_size, rank=rank, world=world)
-        owner_M = torch.from_numpy(gallery.caption_to_image).to(image_ND.device)
-        spread = {
-            "image_cosine": metrics.mean_cosine(image_ND).item(),
-            "text_cosine": metrics.mean_cosine(text_MD).item(),
-            "image_rank": metrics.effective_rank(image_ND[:RANK_SAMPLE]).item(),
-            "text_rank": metrics.effective_rank(text_MD[:RANK_SAMPLE]).item(),
-        }
-        return {**metrics.retrieval(image_ND, text_MD, owner_M), "embeddings": spread}
+        self._loss.temperature.clamp()
 
     def alarms(self, metrics: Mapping[str, float], *, batch_size: int) -> Mapping[str, str]:
-        found = {}
+        found = self._loss.alarms(metrics)
         for side in ("image", "text"):
             cosine, rank = metrics.get(f"{side}_cosine", 0.0), metrics.get(f"{side}_rank", math.inf)
             if cosine > COLLAPSED_COSINE or rank < COLLAPSED_RANK:
-                found[f"{side}_collapse"] = (
-                    f"{side} embeddings collapse (mean cosine {cosine:.3f}): {self._cause_of_collapse()}"
-                )
-        if self._is_clamped(metrics.get("temperature")):
-            found["temperature"] = (
-                "the temperature is at its minimum: the model is overconfident; a lower learning rate, more data or "
-                "augmentation, or a higher `loss.min_temperature` helps"
-            )
-        chance = losses.chance_level(self._loss, batch_size=batch_size)
+                cause = self._loss.collapse_cause
+                found[f"{side}_collapse"] = f"{side} embeddings collapse (mean cosine {cosine:.3f}): {cause}"
+        chance = self._loss.chance(batch_size)
         if chance is not None and metrics.get("loss", 0.0) > 0.99 * chance:
             found["chance"] = (
-                f"the loss is at chance level ({chance:.2f}): nothing is learnt yet; check that captions belong to "
-                "their images, and the learning rates (too high as often as too low)"
+                f"the loss is at chance level ({chance:.2f}): the model has learned nothing yet; check that captions "
+                "belong to their images, and the learning rates (too high as often as too low)"
             )
         return found
 
-    def _cause_of_collapse(self) -> str:
-        if isinstance(self._loss, SoftTargets):
-            return "`soft_targets` rewards it; use `loss.kind: infonce`, or `model.normalize: true`"
-        return "the learning rate may be too high, or the batches too small"
+    def tune(self, *, device_type: str, precision: str) -> None:
+        tokenizer = self.text.tokenizer
+        if device_type == "cuda":
+            mask_always(self.model.text_encoder)
+        elif device_type == "cpu" and precision == "bf16" and tokenizer and tokenizer.max_tokens <= SHORT_TEXT:
+            # torch's fused kernel takes 4 to 8 times as long in a backward pass of bfloat16 there.
+            write_out_attention(self.model.text_encoder)
 
-    def _is_clamped(self, temperature: float | None) -> bool:
-        if temperature is None or not isinstance(self._loss, InfoNCE | Sigmoid) or not self._loss.learn_temperature:
-            return False
-        return temperature <= self._loss.min_temperature * 1.001
+    def start_from(self, weights: Mapping[str, Tensor], *, source: str) -> None:
+        load_matching(self.model, weights, source=source, may_differ=["temperature."])
 
     def architecture(self) -> dict[str, Any]:
-        return architecture(self.model)
+        return {"image": self.image.architecture, "text": self.text.architecture}
+
+    def save(self, folder: Path) -> None:
+        if self.text.tokenizer is not None:
+            self.text.tokenizer.save(folder / "tokenizer")
 
 
-def build_task(config: Config, tokenizer: Tokenizer | None, *, saved: dict[str, Any] | None = None) -> ContrastiveTask:
-    """The task that a config describes; `saved` is a checkpoint's architecture (see `build_model`)."""
-    model = build_model(config.model, data=config.data, loss=config.loss, tokenizer=tokenizer, saved=saved)
-    return ContrastiveTask(model, config.loss, even_shares=config.data.drop_last)
+def build(context: TaskContext) -> ContrastiveTask:
+    config = context.config
+    model_config = config.model
+    assert isinstance(model_config, DualEncoderConfig)
+    sources = EncoderContext(config.data, context.training, context.checkpoint)
+    image, text = build_encoders(model_config, sources, context.architecture)
+    loss: PairLoss = builder_of(config.loss)(config.loss)
+    task = ContrastiveTask(
+        build_dual_encoder(model_config, image, text, loss.temperature),
+        loss,
+        image=image,
+        text=text,
+        seed=config.run.seed,
+        even_shares=config.data.drop_last,
+        from_scratch=_from_scratch(model_config),
+    )
+    optim = config.optim.settled(task.from_scratch, like=config.task.groups)
+    is_remembered = isinstance(model_config.text, TransformersText) and model_config.text.remember
+    if is_remembered and optim.freezes_for_good("text_encoder") and context.training is not None:
+        task.remember_texts(context.training.all_captions)
+    return task
+
+
+def _from_scratch(config: DualEncoderConfig) -> frozenset[str]:
+    """The encoders that start from no weights."""
+    if config.init:
+        return frozenset()
+    image, text = config.image, config.text
+    scratch = {
+        "image_encoder": isinstance(image, TimmImage) and not (image.pretrained or image.weights),
+        "text_encoder": isinstance(text, TransformersText) and not (text.name and text.pretrained),
+    }
+    return frozenset(name for name, is_so in scratch.items() if is_so)

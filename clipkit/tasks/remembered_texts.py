@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.data.device import move
-from clipkit.evaluators.embed import evaluating
+from clipkit.models.modes import evaluating
 from clipkit.types import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -20,10 +20,10 @@ BATCH_SIZE = 256
 
 
 class RememberedTexts:
-    """What a text encoder that does not change gives for texts, all of which are encoded when the first are asked for.
+    """The outputs of a text encoder that does not change, computed for all texts when the first ones are asked for.
 
-    By then a resumed run has its weights. How the texts are put together in batches depends on nothing but
-    themselves: a sum is rounded the same way however often a run was interrupted.
+    By then a resumed run has its weights. How the texts are batched depends only on the texts: sums are rounded the
+    same way however often a run was interrupted.
     """
 
     def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, texts: Callable[[], Iterable[str]]) -> None:
@@ -49,6 +49,7 @@ class RememberedTexts:
         with evaluating(self._encoder):
             for start in range(0, len(texts), BATCH_SIZE):
                 tokens = self._tokenizer.pad([ids[place] for place in by_length[start : start + BATCH_SIZE]])
-                parts.append(self._encoder(tokens.to(device)).float())
+                on_device = {name: tensor.to(device) for name, tensor in tokens.items()}
+                parts.append(self._encoder(**on_device).float())
         self._features_NF = torch.cat(parts)
         self._places = {texts[place]: index for index, place in enumerate(by_length)}

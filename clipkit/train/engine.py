@@ -12,7 +12,8 @@ from torch import nn
 
 from clipkit.config import OptimConfig, TrainConfig
 from clipkit.errors import ConfigError
-from clipkit.runs.checkpoint import check_fits, copy_to_cpu, read_train_state, read_weights
+from clipkit.runs.checkpoint import check_fits, read_train_state, read_weights
+from clipkit.train.checkpoint_writer import copy_to_cpu
 from clipkit.train.ema import WeightAverage
 from clipkit.train.gradient import GradientMaker
 from clipkit.train.guards import out_of_memory_explained
@@ -26,7 +27,7 @@ from clipkit.train.optimizer import (
     set_train_mode,
 )
 from clipkit.train.parallel import Strategy, fill, fill_state
-from clipkit.train.plan import Plan
+from clipkit.train.plan import TrainingPlan
 from clipkit.train.precision import choose_precision
 from clipkit.train.schedule import rate_factor
 from clipkit.types import Batch, Task
@@ -41,7 +42,7 @@ class Engine:
         *,
         train: TrainConfig,
         optim: OptimConfig,
-        plan: Plan,
+        plan: TrainingPlan,
         strategy: Strategy,
         device: torch.device,
         seed: int,
@@ -53,8 +54,9 @@ class Engine:
         self.lr_factor = 1.0  # what rollbacks made of the rates
         self._train = train
         self._optim = optim
-        strategy.prepare(self.model, device)
-        self.groups = assign_groups(self.model.named_parameters(), optim)
+        strategy.prepare(self.model, device, shards=task.shards)
+        self.groups = assign_groups(self.model.named_parameters(), optim, patterns=task.groups)
+        task.tune(device_type=self.precision.device_type, precision=self.precision.name)
         self.optimizer = build_optimizer(self.groups, optim)
         freeze_groups(self.groups, plan.frozen(0))
         if not any(param.requires_grad for param in self.model.parameters()):
@@ -64,6 +66,7 @@ class Engine:
             task,
             precision=self.precision,
             strategy=strategy,
+            batch_size=plan.batch_size,
             seed=seed,
             chunk_size=train.chunk_size,
             accumulate=train.accumulate,
@@ -78,7 +81,7 @@ class Engine:
     def train_step(self, batch: Batch, *, step: int) -> dict[str, torch.Tensor]:
         """The step after `step` steps; gives its scalars, still on the device.
 
-        A step whose gradient is not finite leaves everything as it was: the fused optimizer is told so on the device.
+        A step whose gradient is not finite changes nothing: the fused optimizer skips it on the device.
         """
         with out_of_memory_explained(self._train, step + 1, world=self.strategy.world):
             return self._train_step(batch, step)
@@ -86,14 +89,17 @@ class Engine:
     def _train_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
         self._prepare(step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, metrics = self._gradient(batch)
+        gradient = self._gradient(batch)
         if self.precision.scaler is not None:
             self.precision.scaler.unscale_(self.optimizer)
-        norms = group_norms(self.groups, gradients=True)
+        norms = group_norms(self.groups, gradients=True) * gradient.factor
         total = torch.linalg.vector_norm(norms)
         skipped = (~torch.isfinite(total)).float()
+        factor = gradient.factor
         if self._optim.clip_grad_norm is not None:
-            self._scale_gradients((self._optim.clip_grad_norm / (total + 1e-6)).clamp(max=1.0))
+            factor = (self._optim.clip_grad_norm / (total + 1e-6)).clamp(max=1.0) * factor
+        if not isinstance(factor, float) or factor != 1.0:
+            self._scale_gradients(factor)
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.precision.scaler is not None:
@@ -101,7 +107,7 @@ class Engine:
         self.task.after_step()
         if self.average is not None:
             self.average.update(step)
-        values = {"loss": loss, "grad_norm": total, "skipped": skipped, **metrics}
+        values = {"loss": gradient.loss, "grad_norm": total, "skipped": skipped, **gradient.metrics}
         values |= {f"grad_norm/{group.name}": norm for group, norm in zip(self.groups, norms, strict=True)}
         every = self._train.log_norms_every
         if every and (step + 1) % every == 0:
@@ -110,7 +116,7 @@ class Engine:
         return values
 
     def mend_statistics(self) -> None:
-        """Begin a BatchNorm's running statistics anew where a pass that overflowed has spoiled them for good."""
+        """Reset a BatchNorm's running statistics where an overflow has made them useless."""
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
                 assert module.running_mean is not None
@@ -124,7 +130,7 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model as it is validated: no dropout, averaged weights where there are some."""
+        """The model as it is evaluated: without dropout, with averaged weights if there are any."""
         self.model.eval()
         self._train_mode_set = False
         averaged = self.average.applied() if self.average is not None else nullcontext()
@@ -132,7 +138,7 @@ class Engine:
             yield
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Copies of the weights that one evaluates, and of what else a resume needs (every rank must ask)."""
+        """Copies of the weights that one evaluates, and of what else a resume needs (call it on every rank)."""
         state = self.model.state_dict()
         train_state: dict[str, Any] = {
             "lr_factor": self.lr_factor,
@@ -146,7 +152,7 @@ class Engine:
         return copy_to_cpu(state), copy_to_cpu(train_state)
 
     def restore(self, checkpoint: Path) -> None:
-        """Take up a checkpoint's state; the rates come from the config and the schedule."""
+        """Restore a checkpoint's state; the rates come from the config and the schedule."""
         weights = read_weights(checkpoint)
         check_fits(weights, self.model, checkpoint=checkpoint)
         state = read_train_state(checkpoint)
@@ -181,6 +187,6 @@ class Engine:
             self._train_mode_set = True
         set_rates(self.optimizer, self.lr_factor * rate_factor(step, schedule=self._optim.schedule, plan=self.plan))
 
-    def _scale_gradients(self, factor: torch.Tensor) -> None:
+    def _scale_gradients(self, factor: torch.Tensor | float) -> None:
         gradients = [p.grad for group in self.groups for _, p in group.params if p.grad is not None]
         torch._foreach_mul_(gradients, factor)

@@ -1,9 +1,13 @@
 """The gradient of one global batch: in one go, in accumulated pieces, or by gradient caching.
 
+A loss is a mean over so many targets, its weight. Pieces and ranks count in proportion to their weights: a piece's loss
+is multiplied by its weight before its backward pass, and the gradient is divided by the weights of all pieces and
+ranks after the last one.
+
 Gradient caching (Gao et al. 2021, https://arxiv.org/abs/2101.06983): encode the batch in chunks without keeping
 activations, take the loss of all features and its gradient with respect to them, then encode each chunk again and
-send its part of that gradient through. Dropout is the same both times, for its random numbers are a function of the
-seed, the step and the chunk; nothing of it need be saved.
+send its part of that gradient through. Dropout is the same both times, because its random numbers are a function of
+the seed, the step and the chunk.
 """
 
 from __future__ import annotations
@@ -16,14 +20,23 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from clipkit.errors import ConfigError
 from clipkit.train.parallel import Strategy
 from clipkit.train.precision import Precision
-from clipkit.types import Batch, Task
+from clipkit.types import Batch, Cacheable, Features, LossOutput, Task
 
-Features = tuple[torch.Tensor, ...]
-Metrics = Mapping[str, torch.Tensor]
+SMALL = 1e-12  # stands for a weight of 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """What was computed of a batch: the parameters' gradients are still to be multiplied by `factor`."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+    factor: Tensor | float
 
 
 class Piece(nn.Module):
@@ -35,26 +48,24 @@ class Piece(nn.Module):
         self._task = task
         self._precision = precision
 
-    def forward(self, batch: Batch, cached: Cached | None = None, encode_only: bool = False) -> object:
+    def forward(self, batch: Batch, cached: CachedGradient | None = None, encode_only: bool = False) -> object:
         with self._precision.autocast():
+            if cached is None and not encode_only:
+                output = self._task.loss(batch)
+                return output.loss, output.weight, output.metrics
+            assert isinstance(self._task, Cacheable)
             features = self._task.encode(batch)
-        features = tuple(feature.float() for feature in features)
-        if encode_only:
-            return features
-        if cached is None:
-            output = self._task.loss(features)
-            return output.loss, output.metrics
-        return cached.surrogate(features), {}
+        return features if cached is None else cached.surrogate(features)
 
 
 @dataclass(frozen=True, slots=True)
-class Cached:
-    """The gradient of the loss by a chunk's features and, with the last chunk, by the parameters it uses itself."""
+class CachedGradient:
+    """The gradient of the loss by a chunk's features and, with the last chunk, by the parameters it uses directly."""
 
     features: Features
-    params: tuple[tuple[nn.Parameter, torch.Tensor], ...] = ()
+    params: tuple[tuple[nn.Parameter, Tensor], ...] = ()
 
-    def surrogate(self, features: Features) -> torch.Tensor:
+    def surrogate(self, features: Features) -> Tensor:
         """A scalar whose gradient is the batch's gradient through this chunk."""
         parts = [(feature * gradient).sum() for feature, gradient in zip(features, self.features, strict=True)]
         parts += [(param * gradient).sum() for param, gradient in self.params]
@@ -62,7 +73,7 @@ class Cached:
 
 
 class GradientMaker:
-    """Fills the parameters' gradients with those of a batch, and says its loss and metrics."""
+    """Fills the parameters' gradients with those of a batch, up to a factor, and gives its loss and metrics."""
 
     def __init__(
         self,
@@ -70,46 +81,54 @@ class GradientMaker:
         *,
         precision: Precision,
         strategy: Strategy,
+        batch_size: int,
         seed: int,
         chunk_size: int | None,
         accumulate: int,
     ) -> None:
+        """`batch_size` is that of a whole global batch."""
+        if chunk_size is not None and not isinstance(task, Cacheable):
+            raise ConfigError(
+                "`train.chunk_size` needs a loss over all features of a batch, and this task has none",
+                "split the batch with `train.accumulate`",
+            )
         self._task = task
         self._precision = precision
         self._strategy = strategy
         self._seed = seed
         self._chunk_size = chunk_size
         self._accumulate = accumulate
+        # What losses are divided by at first, the same on all ranks: then scaled losses are about as large as losses.
+        self._usual_weight = max(1, batch_size // strategy.world)
         self._piece = Piece(task, precision)
         self._module: nn.Module = strategy.wrap(self._piece)
 
     def rewrap(self) -> None:
-        """After parameters were frozen or unfrozen."""
+        """Call it after parameters were frozen or unfrozen."""
         self._module = self._piece  # lets go of the old wrapper first
         self._module = self._strategy.wrap(self._piece)
 
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+    def __call__(self, batch: Batch) -> Gradient:
         if self._chunk_size is not None and self._chunk_size < len(batch):
-            result = self._cached(batch, self._chunk_size)
+            outputs = [self._cached(batch, self._chunk_size)]
         else:
-            result = self._accumulated(batch)
+            outputs = self._accumulated(batch)
         self._strategy.finish_gradients()
-        return result
+        return self._averaged(outputs)
 
-    def _accumulated(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+    def _accumulated(self, batch: Batch) -> list[LossOutput]:
         pieces = divide_batch(batch, self._accumulate)
-        losses, metrics = [], []
+        outputs = []
         for index, piece in enumerate(pieces):
             self._seed_dropout(batch.step, index)
             with self._strategy.synced(self._module, index == len(pieces) - 1):
-                loss, values = self._module(piece)
-                torch.autograd.backward(self._precision.scale(loss / len(pieces)))
-            losses.append(loss.detach())
-            metrics.append(values)
-        mean = {name: torch.stack([values[name].float() for values in metrics]).mean() for name in metrics[0]}
-        return torch.stack(losses).mean(), mean
+                loss, weight, metrics = self._module(piece)
+                torch.autograd.backward(self._precision.scale(loss * (weight / self._usual_weight)))
+            outputs.append(LossOutput(loss.detach(), weight, metrics))
+        return outputs
 
-    def _cached(self, batch: Batch, chunk_size: int) -> tuple[torch.Tensor, Metrics]:
+    def _cached(self, batch: Batch, chunk_size: int) -> LossOutput:
+        assert isinstance(self._task, Cacheable)
         chunks = split_batch(batch, chunk_size)
         encoded = []
         with torch.no_grad(), _statistics_kept(self._task.model):
@@ -117,9 +136,11 @@ class GradientMaker:
                 self._seed_dropout(batch.step, index)
                 encoded.append(self._module(chunk, encode_only=True))
         features = tuple(torch.cat(parts).requires_grad_() for parts in zip(*encoded, strict=True))
-        output = self._task.loss(features)
+        with self._precision.autocast():
+            output = self._task.loss_of(features, batch)
         params = [param for param in self._task.model.parameters() if param.requires_grad]
-        gradients = torch.autograd.grad(self._precision.scale(output.loss), (*features, *params), allow_unused=True)
+        scaled = self._precision.scale(output.loss * (output.weight / self._usual_weight))
+        gradients = torch.autograd.grad(scaled, (*features, *params), allow_unused=True)
         of_features, of_params = gradients[: len(features)], gradients[len(features) :]
         direct = tuple((p, g) for p, g in zip(params, of_params, strict=True) if g is not None)
         start = 0
@@ -129,15 +150,35 @@ class GradientMaker:
             start += len(chunk)
             self._seed_dropout(batch.step, index)
             with self._strategy.synced(self._module, last):
-                surrogate, _ = self._module(chunk, Cached(part, direct if last else ()))
-                torch.autograd.backward(surrogate)
-        return output.loss.detach(), output.metrics
+                torch.autograd.backward(self._module(chunk, CachedGradient(part, direct if last else ())))
+        return LossOutput(output.loss.detach(), output.weight, output.metrics)
+
+    def _averaged(self, outputs: Sequence[LossOutput]) -> Gradient:
+        """The mean over the targets of all pieces and ranks.
+
+        The loss and metrics of a rank are scaled so that their plain mean over the ranks is that mean.
+        """
+        weights = [output.weight for output in outputs]
+        total: Tensor | float = sum(weights)
+        if isinstance(total, Tensor) or self._strategy.world > 1:
+            total = torch.as_tensor(total, dtype=torch.float32, device=outputs[0].loss.device)
+            total = self._strategy.mean(total).clamp(min=SMALL)
+        else:
+            total = max(total, SMALL)
+
+        def mean(values: Sequence[Tensor]) -> Tensor:
+            summed = [value.detach().float() * weight for value, weight in zip(values, weights, strict=True)]
+            return torch.stack(summed).sum() / total
+
+        names = outputs[0].metrics
+        metrics = {name: mean([output.metrics[name] for output in outputs]) for name in names}
+        return Gradient(mean([output.loss for output in outputs]), metrics, self._usual_weight / total)
 
     def _seed_dropout(self, step: int, piece: int) -> None:
-        torch.manual_seed(mix(self._seed, step, self._strategy.rank, piece))
+        torch.manual_seed(seed_of(self._seed, step, self._strategy.rank, piece))
 
 
-def mix(*numbers: int) -> int:
+def seed_of(*numbers: int) -> int:
     """A 63-bit seed from several numbers."""
     packed = struct.pack(f"<{len(numbers)}q", *numbers)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
@@ -151,7 +192,9 @@ def split_batch(batch: Batch, size: int) -> list[Batch]:
 
 
 def divide_batch(batch: Batch, num_pieces: int) -> list[Batch]:
-    """A batch in so many pieces, as equal as can be: every rank has as many, whatever its share of a last batch."""
+    """A batch in so many pieces of nearly equal size: every rank has the same number, whatever its share."""
+    if num_pieces == 1:
+        return [batch]
     bounds = [len(batch) * piece // num_pieces for piece in range(num_pieces + 1)]
     return [_slice(batch, slice(*pair)) for pair in pairwise(bounds)]
 
@@ -163,7 +206,7 @@ def _slice(batch: Batch, part: slice) -> Batch:
 
 @contextmanager
 def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the chunk but leaves its running statistics: the second pass updates them, once."""
+    """BatchNorm normalises by the chunk but keeps its running statistics: the second pass updates them, once."""
     norms: Sequence[nn.modules.batchnorm._BatchNorm] = [
         module
         for module in model.modules()

@@ -8,32 +8,30 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import mean, median
-from typing import Any
 
 import torch
 
-from clipkit.config import EarlyStopping, Guards, TrainConfig
+from clipkit.config import Guards, TrainConfig
 from clipkit.data.device import a_gpu_is_in_use
 from clipkit.errors import TrainingError
-from clipkit.runs.folder import numbers_by_path
 from clipkit.train.meter import wait_share
-from clipkit.train.step_values import Reading
+from clipkit.train.step_values import StepValues
 from clipkit.types import Task
 
 SHOWN_IDS = 5
 JUMP_FACTOR = 10.0  # a gradient norm of so many medians is a jump
 WAIT_SHARE = 0.2
-WINDOW = 50  # steps that means and shares are taken over; before them a loss at chance level is no wonder
-SCALE_HALVINGS = 20  # that a loss scale may need until nothing overflows
-REMIND_STEPS = 500  # an alarm that goes on is given again after so many steps
+WINDOW = 50  # steps that means and shares are taken over; before them a loss at chance level is normal
+SCALE_HALVINGS = 20  # that a loss scale may take until nothing overflows
+REMIND_STEPS = 500  # a lasting alarm is reported again after so many steps
 
 
 @dataclass(slots=True)
 class NonFinite:
     """Counts steps in a row whose loss or gradient was not finite.
 
-    Under loss scaling a gradient that overflows while the loss is finite is how the scale finds its level, and no
-    trouble until that has had time to fall.
+    Under loss scaling a gradient may overflow while the loss is finite: that is how the scale finds its level, and not
+    an error until the scale has had time to fall.
     """
 
     config: Guards
@@ -42,10 +40,10 @@ class NonFinite:
     overflows: int = 0  # in a row, of a scaled loss
     skipped: int = 0
     rollbacks: int = 0
-    rolled_back_at: int = 0  # the last step that had been queued by then: its numbers may come later
+    rolled_back_at: int = 0  # the last step queued by then: its numbers may arrive later
     unproved: float = math.inf  # the step of the checkpoint gone back to, until a step from there has been finite
 
-    def look(self, reading: Reading) -> str | None:
+    def look(self, reading: StepValues) -> str | None:
         """What is wrong with a step, or None; counts it."""
         loss_is_finite = math.isfinite(reading.values["loss"])
         if loss_is_finite and reading.values["skipped"] == 0:
@@ -63,24 +61,24 @@ class NonFinite:
         return describe_nonfinite(reading)
 
     def rolled_back(self, step: int, *, to: int) -> None:
-        """The weights are those of step `to` again; where they turn out to be no good, an earlier one's are due."""
+        """The weights are those of step `to` again; if they turn out to be bad, an earlier checkpoint is next."""
         self.rollbacks += 1
         self.rolled_back_at = step
         self.unproved = to
         self.in_a_row = self.overflows = 0
 
     def verdict(self) -> str:
-        """`go on`, `roll back` or `stop`, after a step that was not finite."""
+        """`continue`, `roll back` or `stop`, after a step that was not finite."""
         if self.config.on_nonfinite == "stop":
             return "stop"
         if self.in_a_row < self.config.max_skipped:
-            return "go on"
+            return "continue"
         if self.config.on_nonfinite == "rollback" and self.rollbacks < self.config.max_rollbacks:
             return "roll back"
         return "stop"
 
 
-def describe_nonfinite(reading: Reading) -> str:
+def describe_nonfinite(reading: StepValues) -> str:
     """The step, the numbers, the group with the largest gradient, and the batch's first row ids."""
     values = reading.values
     norms = {name.removeprefix("grad_norm/"): value for name, value in values.items() if name.startswith("grad_norm/")}
@@ -96,13 +94,13 @@ def describe_nonfinite(reading: Reading) -> str:
 
 @dataclass(slots=True)
 class Alarms:
-    """Signs of trouble over the last steps; each is given once, and again only after a while."""
+    """Signs of trouble over the last steps; each is reported once, and again only after a while."""
 
     last_given: dict[str, int] = field(default_factory=dict)
-    recent: deque[Reading] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    recent: deque[StepValues] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
-    def look(self, reading: Reading, task: Task, *, batch_size: int) -> dict[str, str]:
-        """The alarms to give at this step, by name, each with its likely cause."""
+    def look(self, reading: StepValues, task: Task, *, batch_size: int) -> dict[str, str]:
+        """The alarms to report at this step, by name, each with its likely cause."""
         before = list(self.recent)
         self.recent.append(reading)
         if len(before) < WINDOW:
@@ -118,7 +116,7 @@ class Alarms:
         share = wait_share([(step.facts.wait_s, step.facts.wall_s) for step in before])
         if share > WAIT_SHARE:
             found["data_wait"] = (
-                f"{share:.0%} of the time goes into waiting for data: see `clipkit bench loader`, or cache pixels "
+                f"{share:.0%} of the time is spent waiting for data: see `clipkit bench loader`, or cache pixels "
                 "with `data.cache`"
             )
         return self.due(reading.facts.step, found)
@@ -133,63 +131,9 @@ class Alarms:
         return due
 
 
-@dataclass(slots=True)
-class Best:
-    """The best validation so far by one metric, and how many have passed without improvement."""
-
-    metric: str
-    stopping: EarlyStopping | None
-    step: int | None = None
-    value: float | None = None
-    without_improvement: int = 0
-
-    def look(self, step: int, value: float) -> bool:
-        """Whether this validation is the best so far (every improvement counts), and counts patience."""
-        sign = -1 if self.metric.endswith("_rank") else 1
-        gain = math.inf if self.value is None else sign * (value - self.value)
-        if gain > (self.stopping.min_delta if self.stopping else 0.0):
-            self.without_improvement = 0
-        else:
-            self.without_improvement += 1
-        if gain > 0:
-            self.step, self.value = step, value
-        return gain > 0
-
-    @property
-    def exhausted(self) -> bool:
-        return self.stopping is not None and self.without_improvement >= self.stopping.patience
-
-    def state_dict(self) -> dict[str, float | int | str | None]:
-        return {
-            "metric": self.metric,
-            "step": self.step,
-            "value": self.value,
-            "without_improvement": self.without_improvement,
-        }
-
-    def load_state_dict(self, state: Mapping[str, float | int | str | None]) -> None:
-        """Take up where it was; another metric than before starts anew."""
-        if state.get("metric") == self.metric:
-            step, value = state["step"], state["value"]
-            self.step = None if step is None else int(step)
-            self.value = None if value is None else float(value)
-            self.without_improvement = int(state["without_improvement"] or 0)
-
-
-def find_metric(metrics: Mapping[str, Any], path: str) -> float:
-    """A validation's number by its path: `text_to_image/recall@10`."""
-    value: Any = metrics
-    for name in path.split("/"):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    if not isinstance(value, int | float):
-        names = ", ".join(f"`{name}`" for name in numbers_by_path(metrics))
-        raise TrainingError(f"`train.best: {path}` is no number of a validation", f"there are {names}")
-    return float(value)
-
-
 @contextmanager
 def out_of_memory_explained(config: TrainConfig, step: int, *, world: int = 1) -> Iterator[None]:
-    """An error that says which numbers to change when a device runs out of memory."""
+    """When a device runs out of memory, raise an error that says which settings to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -198,8 +142,7 @@ def out_of_memory_explained(config: TrainConfig, step: int, *, world: int = 1) -
         raise TrainingError(
             f"the device ran out of memory at step {step}, encoding {size} samples at a time{_memory_used()}",
             f"set `train.chunk_size: {max(1, size // 2)}` (the same gradient in less memory), {precision}"
-            "`model.image.checkpointing: true` and `model.text.checkpointing: true`, or lower `train.batch_size` "
-            f"from {config.batch_size}",
+            f"`checkpointing: true` in the `model` section, or lower `train.batch_size` from {config.batch_size}",
         ) from error
 
 

@@ -11,16 +11,10 @@ import torch
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from clipkit.config import KNOWN_GROUPS, Group, OptimConfig
+from clipkit.config import Group, OptimConfig
 from clipkit.distributed import full
 from clipkit.errors import ConfigError
 
-GROUP_PATTERNS: Mapping[str, tuple[str, ...]] = {
-    "image_encoder": ("image_encoder.*",),
-    "text_encoder": ("text_encoder.*",),
-    "heads": ("image_head.*", "text_head.*"),
-    "temperature": ("temperature.*",),
-}
 # The numbered layers of timm's and transformers' encoders: `blocks.3`, `layer2.0`, `stages.1.blocks.4`, `layer.11`.
 NUMBERED_LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers?|stages|h)\.?(\d+)(?:\.(?:blocks?\.)?(\d+))?\.")
 
@@ -39,18 +33,21 @@ class NamedGroup:
         return sum(param.numel() for _, param in self.params)
 
 
-def assign_groups(named_params: Iterable[tuple[str, nn.Parameter]], optim: OptimConfig) -> list[NamedGroup]:
-    """Put every parameter into the first group whose patterns match it, groups with `params` of their own first.
+def assign_groups(
+    named_params: Iterable[tuple[str, nn.Parameter]], optim: OptimConfig, *, patterns: Mapping[str, Sequence[str]]
+) -> list[NamedGroup]:
+    """Put every parameter into the first group that matches it, groups with `params` of their own first.
 
-    A parameter in no group, a group that matches nothing and a frozen group that there is not are errors.
+    `patterns` are those of the task's groups. A parameter in no group, and a frozen group that matches nothing,
+    are errors.
     """
-    groups = _with_defaults(optim)
+    groups = dict(optim.groups) | {name: Group(lr=0.0) for name in optim.freeze if name not in optim.groups}
     ordered = sorted(groups, key=lambda name: not groups[name].params)
     members: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in groups}
     left_out = []
     for name, param in named_params:
         for group in ordered:
-            if any(fnmatchcase(name, pattern) for pattern in groups[group].params or GROUP_PATTERNS[group]):
+            if any(fnmatchcase(name, pattern) for pattern in groups[group].params or patterns[group]):
                 members[group].append((name, param))
                 break
         else:
@@ -68,17 +65,6 @@ def assign_groups(named_params: Iterable[tuple[str, nn.Parameter]], optim: Optim
     ]
 
 
-def _with_defaults(optim: OptimConfig) -> dict[str, Group]:
-    """The config's groups, the temperature at the heads' rate, and known groups that are frozen for good."""
-    groups = dict(optim.groups)
-    if "temperature" not in groups and "heads" in groups:
-        groups["temperature"] = Group(lr=groups["heads"].lr)
-    for name in optim.freeze:
-        if name in KNOWN_GROUPS and name not in groups:
-            groups[name] = Group(lr=0.0)
-    return groups
-
-
 def _check(members: Mapping[str, Sequence[object]], left_out: Sequence[str], optim: OptimConfig) -> None:
     known = ", ".join(f"`{name}`" for name in members)
     if left_out:
@@ -87,29 +73,23 @@ def _check(members: Mapping[str, Sequence[object]], left_out: Sequence[str], opt
             f"{len(left_out)} parameters are in no group of `optim.groups`: {shown}",
             f"add a group whose `params` match them; there are {known}",
         )
-    if optim.groups != OptimConfig().groups:
-        for name in optim.groups:
-            if not members[name]:
-                raise ConfigError(
-                    f"the group `optim.groups.{name}` matches no parameter of the model", "remove it, or mend `params`"
-                )
     for name in optim.freeze:
         if not members.get(name):
-            raise ConfigError(f"`optim.freeze` names `{name}`, which is no group of parameters", f"there are {known}")
+            raise ConfigError(f"`optim.freeze` names `{name}`, and no parameter is in that group", f"there are {known}")
 
 
 def build_optimizer(groups: Sequence[NamedGroup], optim: OptimConfig, *, fused: bool = True) -> Optimizer:
-    """AdamW or Adam with a rate a group and layer, and no weight decay on norms, biases and the temperature.
+    """AdamW or Adam with a rate a group and layer, and no weight decay on norms, biases and scalars.
 
-    Each of the optimizer's own groups carries its `group` name and `peak_lr`; `set_rates` gives it its `lr`. Fused, it
-    also skips a step on the device where its `found_inf` says so.
+    Each of the optimizer's own groups has its `group` name and `peak_lr`; `set_rates` sets its `lr`. A fused optimizer
+    also skips a step on the device if its `found_inf` is set.
     """
     param_groups = []
     for group in groups:
         scales = layer_scales([name for name, _ in group.params], group.config.layer_decay)
         buckets: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, param in group.params:
-            decays = param.ndim > 1 and group.name != "temperature"
+            decays = param.ndim > 1
             buckets.setdefault((decays, scales[name]), []).append(param)
         for (decays, scale), params in buckets.items():
             param_groups.append(

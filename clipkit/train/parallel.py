@@ -25,7 +25,7 @@ class Strategy:
         self.rank = rank
         self.world = world
 
-    def prepare(self, model: nn.Module, device: torch.device) -> None:
+    def prepare(self, model: nn.Module, device: torch.device, *, shards: Sequence[str]) -> None:
         """Lay the parameters out as they will be trained, before the optimizer sees them."""
         model.to(device)
         if device.type != "mps":
@@ -78,26 +78,27 @@ class Replicas(Strategy):
 
 
 class Shards(Replicas):
-    """FSDP2: each encoder and head is gathered when it is used; the few parameters outside of them are replicated."""
+    """FSDP2: each of the task's shards is gathered when it is used; parameters outside of them are replicated."""
 
     def __init__(self, *, rank: int, world: int) -> None:
         super().__init__(rank=rank, world=world)
         self._replicated: list[nn.Parameter] = []
 
-    def prepare(self, model: nn.Module, device: torch.device) -> None:
+    def prepare(self, model: nn.Module, device: torch.device, *, shards: Sequence[str]) -> None:
         model.to(device)
         for param in model.parameters():
             param.data = param.data.contiguous()  # no other layout can be sharded
         mesh = init_device_mesh(device.type, (self.world,))  # by itself FSDP takes a GPU where there is one
-        for name, child in model.named_children():
-            if name.endswith(("_encoder", "_head")) and any(True for _ in child.parameters()):
-                fully_shard(child, mesh=mesh)
+        for name in shards:
+            module = model.get_submodule(name)
+            if any(True for _ in module.parameters()):
+                fully_shard(module, mesh=mesh)
         self._replicated = [param for param in model.parameters() if not isinstance(param, DTensor)]
 
     def wrap(self, piece: nn.Module) -> nn.Module:
         for module in piece.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # a frozen one stays gathered, and would not learn that it is unfrozen
+                module.reshard()  # a frozen one stays gathered, and would not notice that it is unfrozen
         return piece
 
     def synced(self, module: nn.Module, last: bool) -> AbstractContextManager[object]:
@@ -113,7 +114,7 @@ class Shards(Replicas):
 
     @contextmanager
     def whole(self, model: nn.Module) -> Iterator[None]:
-        """Gathered once, for ranks may have different numbers of batches, and let go of before a weight changes."""
+        """Gathered once, because ranks may have different numbers of batches, and released before a weight changes."""
         shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
         for module in shards:
             module.unshard()
@@ -150,7 +151,7 @@ def lost_ranks_named(strategy: Strategy, step: int) -> Iterator[None]:
         reason = text.splitlines()[0][:200]
         raise TrainingError(
             f"rank {strategy.rank}: another rank died or stopped answering at step {step} ({reason})",
-            "look at what the other ranks logged; then go on with `--resume`, with as many ranks as there are",
+            "look at what the other ranks logged; then resume with `--resume`, with as many ranks as there are",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Durations resolved once to steps: how long a run is, and when it validates, saves and unfreezes."""
+"""Durations resolved once to steps: how long a run is, and when it saves and unfreezes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEASURED_STEPS = 50  # a run given in minutes learns its number of steps from th
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingPlan:
     """Everything of a run that is counted in steps. `total_steps` is None until a run in minutes has measured it."""
 
     steps_per_epoch: int
@@ -22,7 +22,6 @@ class Plan:
     minutes: float | None
     warmup_steps: int
     warmup_share: float | None  # of a run whose length is not known yet
-    validate_every: int | None
     checkpoint_every: int | None
     frozen_until: Mapping[str, int | None]  # group to step; None is for good
 
@@ -30,7 +29,7 @@ class Plan:
     def measured(self) -> bool:
         return self.minutes is not None
 
-    def with_total(self, total_steps: int) -> Plan:
+    def with_total(self, total_steps: int) -> TrainingPlan:
         return replace(self, total_steps=total_steps)
 
     def epoch(self, step: int) -> float:
@@ -40,9 +39,6 @@ class Plan:
     def frozen(self, step: int) -> frozenset[str]:
         """The groups that are not trained in the step after `step` steps."""
         return frozenset(group for group, until in self.frozen_until.items() if until is None or step < until)
-
-    def validates(self, step: int) -> bool:
-        return self.validate_every is not None and (step % self.validate_every == 0 or step == self.total_steps)
 
     def saves(self, step: int) -> bool:
         due = self.checkpoint_every is not None and step % self.checkpoint_every == 0
@@ -54,8 +50,6 @@ class Plan:
         parts = [f"{total}{epochs} of {self.batch_size} samples", f"{self.steps_per_epoch:,} steps an epoch"]
         if self.warmup_steps:
             parts.append(f"warm-up {self.warmup_steps:,} steps")
-        if self.validate_every:
-            parts.append(f"validation every {self.validate_every:,} steps")
         if self.checkpoint_every:
             parts.append(f"checkpoint every {self.checkpoint_every:,} steps")
         for group, until in self.frozen_until.items():
@@ -63,15 +57,11 @@ class Plan:
         return ", ".join(parts)
 
 
-def make_plan(train: TrainConfig, optim: OptimConfig, *, steps_per_epoch: int) -> Plan:
+def make_plan(train: TrainConfig, optim: OptimConfig, *, steps_per_epoch: int) -> TrainingPlan:
     """Resolve every duration of the config; of a run in minutes only the length is left open."""
 
     def steps(duration: str, key: str) -> int:
-        value, unit = parse_duration(duration)
-        if unit == "min":
-            raise ConfigError(f"`{key}` cannot be in minutes", "write steps (500st), epochs (1ep) or samples (1Msa)")
-        factor = {"st": 1.0, "ep": float(steps_per_epoch), "sa": 1 / train.batch_size}[unit]
-        return max(1, round(value * factor))
+        return steps_of(duration, key, steps_per_epoch=steps_per_epoch, batch_size=train.batch_size)
 
     length, unit = parse_duration(train.duration)
     minutes = length if unit == "min" else None
@@ -82,20 +72,28 @@ def make_plan(train: TrainConfig, optim: OptimConfig, *, steps_per_epoch: int) -
     else:
         warmup = steps(optim.schedule.warmup, "optim.schedule.warmup")
     freeze = optim.freeze if isinstance(optim.freeze, dict) else dict.fromkeys(optim.freeze)
-    return Plan(
+    return TrainingPlan(
         steps_per_epoch=steps_per_epoch,
         batch_size=train.batch_size,
         total_steps=total,
         minutes=minutes,
         warmup_steps=warmup,
         warmup_share=float(share[1]) / 100 if share else None,
-        validate_every=steps(train.validate_every, "train.validate_every") if train.validate_every else None,
         checkpoint_every=steps(train.checkpoint_every, "train.checkpoint_every") if train.checkpoint_every else None,
         frozen_until={
             group: None if until in (None, PRETRAINED) else steps(until, f"optim.freeze.{group}")
             for group, until in freeze.items()
         },
     )
+
+
+def steps_of(duration: str, key: str, *, steps_per_epoch: int, batch_size: int) -> int:
+    """A duration of the config in steps, at least one; `key` is what an error calls it."""
+    value, unit = parse_duration(duration)
+    if unit == "min":
+        raise ConfigError(f"`{key}` cannot be in minutes", "write steps (500st), epochs (1ep) or samples (1Msa)")
+    factor = {"st": 1.0, "ep": float(steps_per_epoch), "sa": 1 / batch_size}[unit]
+    return max(1, round(value * factor))
 
 
 def steps_in_minutes(minutes: float, *, step_s: float, steps_done: int) -> int:

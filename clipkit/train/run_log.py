@@ -1,4 +1,4 @@
-"""What a run leaves behind: lines, status, checkpoints. Rank 0 writes; the other ranks have a record that does not."""
+"""What a run writes: lines of metrics, its status, checkpoints. Only rank 0 writes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipkit.runs.checkpoint import CheckpointWriter, Snapshot
 from clipkit.runs.folder import Run
+from clipkit.train.checkpoint_writer import CheckpointWriter, Snapshot
 from clipkit.train.trackers import MetricsLog
 
 log = logging.getLogger(__name__)
 STATUS_EVERY_S = 5.0
 
 
-class Record:
+class RunLog:
     """Knows the run folder and writes nothing: for ranks other than 0."""
 
     def __init__(self, run: Run) -> None:
@@ -30,14 +30,14 @@ class Record:
         """A line of `metrics.jsonl`."""
 
     def save(self, snapshot: Snapshot) -> None:
-        """A checkpoint, written on the side."""
+        """Write a checkpoint in the background."""
 
     def last_good(self, *, before: float = math.inf) -> Path | None:
         """The newest checkpoint (before a step) that is whole."""
         return self._run.newest_checkpoint(before=before)
 
     def fix_total(self, total_steps: int) -> None:
-        """Remember how many steps a run in minutes has."""
+        """Record how many steps a run in minutes has."""
 
     def finish(self) -> None:
         """Wait until everything is on the disk."""
@@ -46,7 +46,7 @@ class Record:
         """The run has ended: done, stopped or failed."""
 
 
-class RunRecord(Record):
+class RunWriter(RunLog):
     def __init__(
         self,
         run: Run,

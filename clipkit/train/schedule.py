@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from clipkit.config import Schedule
-from clipkit.train.plan import MEASURED_STEPS, Plan
+from clipkit.train.plan import MEASURED_STEPS, TrainingPlan
 
 
-def rate_factor(step: int, *, schedule: Schedule, plan: Plan) -> float:
+def rate_factor(step: int, *, schedule: Schedule, plan: TrainingPlan) -> float:
     """What each group's peak rate is multiplied by in the step after `step` steps.
 
     Linear warm-up from 1/warmup to 1, then cosine, linear or constant to `final`. A run in minutes does not know its

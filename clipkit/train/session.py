@@ -1,18 +1,22 @@
-"""What a call of `clipkit train` is: a new run, a run gone on with, or one repeated from its start."""
+"""What a call of `clipkit train` does: start a run, resume one, or repeat one from its start."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clipkit.config import Config
 from clipkit.config.differences import find_differences
-from clipkit.config.file import dump_config, load_config, parse_config
+from clipkit.config.document import read_document
+from clipkit.config.file import dump_config, load_config, load_run_config, parse_config
+from clipkit.config.plugins import loaded_plugins
 from clipkit.errors import CheckpointError, ConfigError
-from clipkit.runs.folder import CONFIG, Run, check_free, read_meta
+from clipkit.runs.checkpoint import read_meta
+from clipkit.runs.folder import CONFIG, Run, check_free
+from clipkit.runs.metrics import cut_metrics
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +32,7 @@ class Session:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def check_free(self) -> None:
-        """Refuse to begin a new run in a folder that is there already."""
+        """Refuse to start a new run in an existing folder."""
         if self.run is None:
             check_free(self.folder)
 
@@ -49,18 +53,21 @@ def open_session(
     rerun: str | None = None,
     hold: bool = False,
 ) -> Session:
-    """Find out what is meant, and refuse what cannot be; nothing is written yet.
+    """Work out what is asked for, and refuse what is impossible; nothing is written yet.
 
-    With `hold` a run that is gone on with is held from now on, so that nobody trains in it while it is read.
+    With `hold` a run to resume is locked from now on, so that nobody else trains in it.
     """
     if resume and rerun:
-        raise ConfigError("`--resume` and `--rerun` exclude each other", "resume goes on, rerun repeats from the start")
+        raise ConfigError(
+            "`--resume` and `--rerun` exclude each other",
+            "resume continues, rerun repeats from the start",
+        )
     if rerun:
         return _rerun(Run.open(rerun), config_file, sets)
     if resume and resume != "auto":
         return _resume(Run.open(resume), config_file, sets, hold=hold)
     if config_file is None:
-        raise ConfigError("there is no config to train by", "give one: `clipkit train --config FILE`")
+        raise ConfigError("no config was given", "give one: `clipkit train --config FILE`")
     config = load_config(config_file, sets)
     newest = _newest_run(config) if resume else None
     if newest is not None:
@@ -72,19 +79,18 @@ def open_session(
 def _resume(run: Run, config_file: Path | None, sets: Sequence[str], *, hold: bool) -> Session:
     if hold:
         run.lock()
-    before = parse_config(run.config_text, source=str(run.folder / CONFIG))
-    config = _config_of(run, config_file, sets)
+    before, config = _configs_of(run, config_file, sets)
     _compare(run, before, config)
     checkpoint = run.newest_checkpoint()
     if checkpoint is None:
-        log.warning("`%s` has no checkpoint that can be used: starting it from step 0", run.folder)
+        log.warning("`%s` has no usable checkpoint: starting from step 0", run.folder)
     return Session(config, run.folder, run, checkpoint, run.facts())
 
 
 def _rerun(run: Run, config_file: Path | None, sets: Sequence[str]) -> Session:
     """The same config, dataset version and number of steps, in a new folder beside the run's."""
-    config = _config_of(run, config_file, sets)
-    _compare(run, parse_config(run.config_text, source=str(run.folder / CONFIG)), config)
+    before, config = _configs_of(run, config_file, sets)
+    _compare(run, before, config)
     folder = config.run.folder
     if folder == run.folder or not any(text.startswith(("run.dir=", "run.name=")) for text in sets):
         folder = _free_name(run.folder)
@@ -92,14 +98,24 @@ def _rerun(run: Run, config_file: Path | None, sets: Sequence[str]) -> Session:
     return Session(config, folder, facts={key: value for key, value in run.facts().items() if key in kept})
 
 
-def _config_of(run: Run, config_file: Path | None, sets: Sequence[str]) -> Config:
-    if config_file is not None:
-        return load_config(config_file, sets)
-    return parse_config(run.config_text, source=str(run.folder / CONFIG), sets=sets)
+def _configs_of(run: Run, config_file: Path | None, sets: Sequence[str]) -> tuple[Config, Config]:
+    """The run's own config, and the one to use now: a file's, or the run's with changes.
+
+    A file brings its own plugins, which may have changed; without one they are those that the run recorded.
+    """
+    own, recorded = run.folder / CONFIG, run.facts().get("plugins", [])
+    if config_file is None:
+        before = load_run_config(own, recorded=recorded, run_folder=run.folder)
+        return before, load_run_config(own, sets, recorded=recorded, run_folder=run.folder)
+    config = load_config(config_file, sets)
+    plugins = loaded_plugins(config.plugins)
+    if [asdict(plugin) for plugin in plugins] != recorded:
+        log.warning("the plugins have changed since the run began: what follows is trained with the new ones")
+    return parse_config(run.config_text, source=str(own), plugins=plugins), config
 
 
 def _compare(run: Run, before: Config, after: Config) -> None:
-    """Say every difference; refuse those that would make it another model or another order of samples."""
+    """Log every difference; refuse those that would change the model or the order of samples."""
     differences = [
         difference
         for difference in find_differences(before.model_dump(mode="json"), after.model_dump(mode="json"))
@@ -108,9 +124,9 @@ def _compare(run: Run, before: Config, after: Config) -> None:
     refused = [difference for difference in differences if not difference.allowed]
     if refused:
         raise CheckpointError(
-            f"the config differs from that of `{run.folder}` in what makes its model or its order of samples\n"
+            f"the config differs from that of `{run.folder}` in its model or its order of samples\n"
             + "\n".join(f"  {difference}" for difference in refused),
-            "train a new run with it (`run.name`), from this one's weights with `model.init`",
+            "train a new run with it (`--set run.name=…`), from this one's weights with `--set model.init=…`",
         )
     for difference in differences:
         log.info("changed: %s", difference)
@@ -126,14 +142,14 @@ def _newest_run(config: Config) -> Run | None:
     named = []
     for path in folder.parent.iterdir():
         if not path.name.startswith(".") and (path / CONFIG).is_file():
-            text = (path / CONFIG).read_text(encoding="utf-8")
-            if parse_config(text, source=str(path / CONFIG)).run.name == config.run.name:
+            document = read_document((path / CONFIG).read_text(encoding="utf-8"), source=str(path / CONFIG))
+            if document.values.get("run", {}).get("name") == config.run.name:
                 named.append(path)
     return Run.open(max(named, key=lambda path: (path / CONFIG).stat().st_mtime)) if named else None
 
 
 def _free_name(folder: Path) -> Path:
-    """`NAME-rerun`, or `NAME-rerun-2` and so on where there is one."""
+    """`NAME-rerun`, or `NAME-rerun-2` and so on if that exists."""
     number = 1
     while True:
         path = folder.with_name(f"{folder.name}-rerun" + (f"-{number}" if number > 1 else ""))
@@ -143,9 +159,9 @@ def _free_name(folder: Path) -> Path:
 
 
 def begin(session: Session, facts: Mapping[str, Any]) -> tuple[Run, list[dict[str, Any]]]:
-    """Make the run folder, or take up the one there is: back to its checkpoint, with the config as it is now.
+    """Make the run folder, or take the existing one back to its checkpoint, with the config as it is now.
 
-    Gives with it the lines of `metrics.jsonl` that were later than the checkpoint, and are no more.
+    Gives with it the lines of `metrics.jsonl` that were later than the checkpoint, and are removed.
     """
     config = dump_config(session.config)
     if session.run is None:
@@ -153,7 +169,7 @@ def begin(session: Session, facts: Mapping[str, Any]) -> tuple[Run, list[dict[st
     run = session.run
     run.lock()
     run.remove_leftovers(after_step=session.step)
-    cut = run.cut_metrics(session.step)
+    cut = cut_metrics(run.folder, session.step)
     run.write_config(config)
     progress = session.start.get("progress", {})
     if progress.get("step") is not None:

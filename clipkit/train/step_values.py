@@ -1,4 +1,4 @@
-"""A step's numbers on their way from the device: read some steps late, so that no step waits for them."""
+"""A step's numbers, read from the device some steps late, so that no step waits for them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StepFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class StepValues:
     facts: StepFacts
     values: Mapping[str, float]
 
@@ -41,7 +41,7 @@ def queued_so_far(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
-class Readings:
+class StepQueue:
     """A queue of steps whose numbers are still on the device, read in order and always equally late."""
 
     def __init__(self, device: torch.device, strategy: Strategy) -> None:
@@ -59,10 +59,10 @@ class Readings:
             stacked = host.copy_(stacked, non_blocking=True)
         self._queue.append((facts, tuple(values), stacked, queued_so_far(device)))
 
-    def pop(self, *, all_of_them: bool = False) -> Iterator[Reading]:
+    def pop(self, *, all_of_them: bool = False) -> Iterator[StepValues]:
         """The steps that are old enough to be read without waiting, or all."""
         while len(self._queue) > (0 if all_of_them else self._lag):
             facts, names, values, event = self._queue.popleft()
             if event is not None:
                 event.synchronize()
-            yield Reading(facts, dict(zip(names, values.tolist(), strict=True)))
+            yield StepValues(facts, dict(zip(names, values.tolist(), strict=True)))

@@ -16,14 +16,15 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from clipkit.errors import MissingExtra
-from clipkit.runs.folder import METRICS, Run, numbers_by_path
+from clipkit.runs.folder import Run
+from clipkit.runs.metrics import METRICS, numbers_by_path
 
 log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
     rewinds: bool
-    """Whether a resume takes back what it had been told of later steps; else no number may be told twice."""
+    """Whether a resume removes what was logged of later steps; otherwise no number may be logged twice."""
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
@@ -32,24 +33,24 @@ class Tracker(Protocol):
 class MetricsLog:
     """Appends lines to `metrics.jsonl` and hands their numbers to the trackers.
 
-    A disk that is full costs lines, a tracker that fails costs its curves: with a warning, and not the run.
+    A full disk costs lines, and a failing tracker its curves, with a warning: the run continues.
     """
 
     def __init__(self, run: Run, trackers: Sequence[Tracker], *, cut: Iterable[Mapping[str, Any]] = ()) -> None:
-        """`cut` are the lines of steps that are done once more, which trackers have been told before."""
+        """`cut` are the lines of steps that will be repeated, which trackers have seen before."""
         self._path = run.folder / METRICS
         self._file = self._path.open("ab")
         self._trackers = list(trackers)
-        self._told = {name: int(line["step"]) for line in cut for name in _scalars(line)}
+        self._logged = {name: int(line["step"]) for line in cut for name in _scalars(line)}
         self._failed = False
 
     def write(self, line: Mapping[str, Any]) -> None:
         self._append(json.dumps(_finite(line), ensure_ascii=False).encode() + b"\n")
         step, scalars = int(line["step"]), _scalars(line)
-        new = {name: value for name, value in scalars.items() if step > self._told.get(name, 0)}
+        new = {name: value for name, value in scalars.items() if step > self._logged.get(name, 0)}
         for tracker in tuple(self._trackers):
-            if told := scalars if tracker.rewinds else new:
-                self._guarded(tracker, partial(tracker.log, step, told))
+            if logged := scalars if tracker.rewinds else new:
+                self._guarded(tracker, partial(tracker.log, step, logged))
 
     def close(self) -> None:
         self._file.close()
@@ -64,28 +65,28 @@ class MetricsLog:
             self._failed = False
         except OSError as error:
             if not self._failed:
-                log.warning("`%s` cannot be written (%s); the run goes on without it", self._path, error)
+                log.warning("`%s` cannot be written (%s); the run continues without it", self._path, error)
             self._failed = True
             with suppress(OSError):
                 self._file.close()
-            os.truncate(self._path, size)  # no part of a line stays, which the next would go on from
+            os.truncate(self._path, size)  # no part of a line may stay in front of the next
             self._file = self._path.open("ab")
 
     def _guarded(self, tracker: Tracker, call: Callable[[], None]) -> None:
-        """Give a tracker up where it fails, whatever its library raises."""
+        """Drop a tracker that fails, whatever its library raises."""
         try:
             call()
         except Exception as error:
-            log.warning("%s fails (%s); the run goes on without it", type(tracker).__name__, error)
+            log.warning("%s fails (%s); the run continues without it", type(tracker).__name__, error)
             self._trackers.remove(tracker)
 
 
 def open_trackers(
     names: Sequence[str] | None, run: Run, *, name: str, config: Mapping[str, Any], step: int = 0
 ) -> list[Tracker]:
-    """The trackers asked for, of a run that has done so many steps; TensorBoard, where installed, when none are named.
+    """The trackers to use, for a run at this step: TensorBoard, if it is installed, when none are named.
 
-    They know the run by its id: a run repeated under the same name is another one.
+    They identify the run by its id: a run repeated under the same name is another one.
     """
     if names is None:
         names = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
@@ -114,7 +115,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Offline where `WANDB_MODE=offline` says so; a resumed run goes on under its own id."""
+    """Offline with `WANDB_MODE=offline`; a resumed run keeps its id."""
 
     rewinds = False
 

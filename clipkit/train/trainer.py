@@ -1,6 +1,6 @@
-"""The loop: batches to steps, validations, checkpoints, and an end that can be gone on from.
+"""The loop: batches to steps, evaluations, checkpoints, and an end from which it can be resumed.
 
-It knows the Task protocol alone, and nothing of what is trained.
+It knows only the Task and Evaluator protocols, and nothing of what is trained.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,17 +18,19 @@ import torch
 from clipkit.config import TrainConfig
 from clipkit.data.device import prefetch_to_device
 from clipkit.errors import TrainingError
-from clipkit.runs.checkpoint import Snapshot
-from clipkit.runs.folder import numbers_by_path, read_meta
+from clipkit.runs.checkpoint import read_meta
+from clipkit.runs.metrics import numbers_by_path
+from clipkit.train.checkpoint_writer import Snapshot
 from clipkit.train.engine import Engine
-from clipkit.train.guards import WINDOW, Alarms, Best, NonFinite, find_metric, out_of_memory_explained
+from clipkit.train.evaluations import Best, Evaluation, find_criterion
+from clipkit.train.guards import WINDOW, Alarms, NonFinite, out_of_memory_explained
 from clipkit.train.meter import Meter, wait_share
 from clipkit.train.parallel import lost_ranks_named
 from clipkit.train.plan import MEASURED_STEPS, steps_in_minutes
-from clipkit.train.run_log import Record
+from clipkit.train.run_log import RunLog
 from clipkit.train.signals import StopSignals
-from clipkit.train.step_values import Reading, Readings, StepFacts, queued_so_far
-from clipkit.types import Batch, Gallery
+from clipkit.train.step_values import StepFacts, StepQueue, StepValues, queued_so_far
+from clipkit.types import Batch, Ranks
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +41,11 @@ class Loader(Protocol):
     def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch, None, None]: ...
 
 
-class Progress(Protocol):
-    """Where a person sees the run go on."""
+class TrainingProgress(Protocol):
+    """Where a person follows the run."""
 
     def update(self, step: int, total: int | None, fields: Mapping[str, Any]) -> None: ...
-    def validation(self, line: Mapping[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Validation:
-    gallery: Gallery
-    split: str
-    batch_size: int
+    def evaluated(self, step: int, label: str, shown: Mapping[str, float]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +58,7 @@ class Outcome:
     loss: float | None
     best: Mapping[str, Any]
     validation: Mapping[str, Any] | None
+    shown: Mapping[str, float]
     wall_s: float
     samples_per_s: float
     wait_share: float
@@ -76,9 +72,9 @@ class Trainer:
         loader: Loader,
         *,
         config: TrainConfig,
-        record: Record,
-        progress: Progress,
-        validation: Validation | None = None,
+        record: RunLog,
+        progress: TrainingProgress,
+        evaluations: Sequence[Evaluation] = (),
         start: Mapping[str, Any] | None = None,
     ) -> None:
         """`start` is the `meta.json` of the checkpoint that the engine was restored from."""
@@ -87,17 +83,23 @@ class Trainer:
         self.config = config
         self.record = record
         self.progress = progress
-        self.validation = validation
+        self.evaluations = evaluations
         self.plan = engine.plan
         self.strategy = engine.strategy
         self.step = 0
-        self.best = Best(config.best, config.early_stopping)
+        self.criterion = find_criterion(evaluations, config.best)
+        self.best = Best(
+            self.criterion.name if self.criterion else config.best,
+            self.criterion is not None and self.criterion.lower_is_better,
+            config.early_stopping,
+        )
         self.nonfinite = NonFinite(config.guards, scaled=engine.precision.scaler is not None)
         self.alarms = Alarms()
         self.meter = Meter()
-        self.metrics: dict[str, Any] = {}  # the last validation
+        self.metrics: dict[str, Any] = {}  # the last evaluations
+        self.shown: dict[str, float] = {}  # what a person looks at of them
         self.device = next(engine.model.parameters()).device
-        self.readings = Readings(self.device, self.strategy)
+        self.readings = StepQueue(self.device, self.strategy)
         self.signals = StopSignals()
         self.stopping = False
         self.reason = ""
@@ -111,7 +113,7 @@ class Trainer:
             self._stop_if_exhausted()
 
     def train(self) -> Outcome:
-        """Train until the plan's end, a signal, or a guard's stop; saves before it returns."""
+        """Train until the plan's end, a signal, or a guard stops it; saves before it returns."""
         began = time.perf_counter()
         stop = self.step if self._finished() else self.plan.total_steps
         with self.signals:
@@ -131,6 +133,7 @@ class Trainer:
             loss=self._last_loss,
             best=self.best.state_dict(),
             validation=self.metrics or None,
+            shown=self.shown,
             wall_s=time.perf_counter() - began,
             samples_per_s=self._num_steps * self.plan.batch_size / max(self.meter.wall_s, 1e-9),
             wait_share=self.meter.wait_s / max(self.meter.wall_s, 1e-9),
@@ -141,7 +144,7 @@ class Trainer:
         """One step, and the numbers of those that can be read by now."""
         with lost_ranks_named(self.strategy, self.step + 1):
             values = self.engine.train_step(batch, step=self.step)
-            stop = torch.full((), float(self.signals.requested > 0), device=self.device)  # a copy would wait for it
+            stop = torch.full((), float(self.signals.requested > 0), device=self.device)  # does not wait
             self.step += 1
             self._num_steps += 1
             facts = StepFacts(
@@ -157,27 +160,28 @@ class Trainer:
         # Several ranks read equally late, and so stop after the same step; one alone stops after this one.
         self._read(all_of_them=self.signals.requested > 0 and self.strategy.world == 1)
 
-    def validate(self) -> None:
-        """Measure retrieval, write it down, and see whether it is the best so far."""
-        assert self.validation is not None
-        of = self.validation
+    def evaluate(self, evaluation: Evaluation) -> None:
+        """Run an evaluator, write its numbers down, and see whether they are the best so far."""
         explained = out_of_memory_explained(self.config, self.step, world=self.strategy.world)
+        ranks = Ranks(self.strategy.rank, self.strategy.world)
         with self.meter.paused(), lost_ranks_named(self.strategy, self.step), explained, self.engine.evaluating():
-            result = self.engine.task.evaluate(
-                of.gallery, batch_size=of.batch_size, rank=self.strategy.rank, world=self.strategy.world
-            )
-        self.metrics = {"split": of.split, **result}
-        line = {"step": self.step, "epoch": self.plan.epoch(self.step), **self.metrics}
-        self.record.write(line)
-        self.progress.validation(line)
-        self.best.look(self.step, find_metric(self.metrics, self.config.best))
+            result = evaluation.evaluator.run(self.engine.model, ranks)
+        named = evaluation.named(result)
+        self.metrics = {**self.metrics, **named}
+        numbers = numbers_by_path(result)
+        shown = {path: numbers[path] for path in evaluation.evaluator.shown if path in numbers}
+        self.shown |= {evaluation.prefix + path: value for path, value in shown.items()}
+        self.record.write({"step": self.step, "epoch": self.plan.epoch(self.step), **named})
+        self.progress.evaluated(self.step, evaluation.label, shown)
+        if self.criterion is not None and self.criterion.evaluation is evaluation:
+            self.best.update(self.step, self.criterion.value(result))
         if self.config.guards.alarms and self.step >= WINDOW:
-            numbers = {path.rpartition("/")[2]: value for path, value in numbers_by_path(result).items()}
-            found = self.engine.task.alarms(numbers, batch_size=self.plan.batch_size)
+            by_name = {path.rpartition("/")[2]: value for path, value in numbers.items()}
+            found = self.engine.task.alarms(by_name, batch_size=self.plan.batch_size)
             self._give_alarms(self.step, self.alarms.due(self.step, found))
 
     def save(self) -> None:
-        """Copy the state and have it written; the run goes on meanwhile."""
+        """Copy the state and have it written in the background."""
         with self.meter.paused():
             weights, train_state = self.engine.snapshot()
             ready = queued_so_far(self.device)
@@ -200,23 +204,24 @@ class Trainer:
     def _between_steps(self) -> None:
         if self.plan.measured and self.plan.total_steps is None:
             self._measure()
-        validates = self.validation is not None and self.plan.validates(self.step)
-        if not validates and not self.plan.saves(self.step) and not self.stopping:
+        last = self.step == self.plan.total_steps
+        due = [evaluation for evaluation in self.evaluations if evaluation.is_due(self.step, last=last)]
+        if not due and not self.plan.saves(self.step) and not self.stopping:
             return
         self._read(all_of_them=True)
         improved = False
-        if validates:
-            self.validate()
+        for evaluation in due:
+            self.evaluate(evaluation)
             improved = self.best.step == self.step
             self._stop_if_exhausted()
-        # In the middle of trouble the last good checkpoint stays the newest, but no run ends without its last weights.
+        # After steps that were not finite the last good checkpoint stays the newest; the last weights are always saved.
         good = self.nonfinite.in_a_row == 0 or self._finished()
         if good and (self.plan.saves(self.step) or improved or self.stopping or self.reason):
             self.save()
 
     def _stop_if_exhausted(self) -> None:
         if self.best.exhausted:
-            self.reason = f"stopped early: {self.best.without_improvement} validations without improvement"
+            self.reason = f"stopped early: {self.best.without_improvement} evaluations without improvement"
 
     def _finished(self) -> bool:
         return self._complete() or self.stopping
@@ -228,9 +233,9 @@ class Trainer:
         for reading in self.readings.pop(all_of_them=all_of_them):
             self._look(reading)
 
-    def _look(self, reading: Reading) -> None:
-        """One step's numbers: into the log, before the guards, onto the bar."""
-        if reading.values["skipped"]:  # which every rank sees alike
+    def _look(self, reading: StepValues) -> None:
+        """One step's numbers: into the log, to the guards, onto the bar."""
+        if reading.values["skipped"]:  # the same on every rank
             image_ids = self.strategy.gathered(reading.facts.image_ids)
             reading = replace(reading, facts=replace(reading.facts, image_ids=image_ids))
         values, facts = reading.values, reading.facts
@@ -247,7 +252,7 @@ class Trainer:
             alarms = self.alarms.look(reading, self.engine.task, batch_size=batch_size)
             self._give_alarms(facts.step, alarms)
 
-    def _line(self, reading: Reading) -> dict[str, Any]:
+    def _line(self, reading: StepValues) -> dict[str, Any]:
         """A line of `metrics.jsonl`."""
         facts = reading.facts
         wall_s = sum(wall for _, wall in self.meter.recent)
@@ -277,7 +282,7 @@ class Trainer:
 
     def _on_nonfinite(self, step: int, trouble: str) -> None:
         verdict = self.nonfinite.verdict()
-        if verdict == "go on":
+        if verdict == "continue":
             log.warning("%s; the step is skipped (%d in a row)", trouble, self.nonfinite.in_a_row)
             self.engine.mend_statistics()
             return
@@ -289,7 +294,7 @@ class Trainer:
             self.engine.restore(checkpoint)
             self.engine.lr_factor = lr_factor
             self.nonfinite.rolled_back(self.step, to=int(read_meta(checkpoint)["step"]))
-            log.warning("%s; going on from the weights of `%s`", trouble, checkpoint)
+            log.warning("%s; continuing from the weights of `%s`", trouble, checkpoint)
             self.record.write({"step": step, "event": "rollback", "checkpoint": checkpoint.name})
         else:
             raise TrainingError(
@@ -304,7 +309,7 @@ class Trainer:
             self.record.write({"step": step, "alarm": name, "message": text})
 
     def _measure(self) -> None:
-        """How many steps a run in minutes has, once its first ones have been timed."""
+        """Work out how many steps a run in minutes has, once its first ones have been timed."""
         assert self.plan.minutes is not None
         over = self.meter.wall_s >= self.plan.minutes * 60
         mine = torch.tensor([self.meter.seconds_a_step(), float(over)], device=self.device)

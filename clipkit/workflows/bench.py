@@ -10,7 +10,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,17 +21,23 @@ import torch
 
 from clipkit.config import DataConfig
 from clipkit.data.device import prefetch_to_device
+from clipkit.data.inputs import Input, Pixels, Tokens
 from clipkit.data.loader import Loader, build_loader
+from clipkit.data.training_rows import TrainingRows
 from clipkit.hardware import usable_cores
 from clipkit.images.decode import JpegDecoder, choose_divisor, decode, decode_with_opencv, fastest_decoder
 from clipkit.images.header import BadImage, parse_header
 from clipkit.images.resize import resize_fast
+from clipkit.tasks import TaskContext, build_task
+from clipkit.train.process import process_group
+from clipkit.train.session import Session
 from clipkit.types import Batch, ImageSpec, Tokenizer
+from clipkit.workflows.train import build_training
 
 SEED = 0
 ROUNDS = 5
-LOADER_ROUNDS = 15  # other users of the machine come and go in seconds: many short turns see as much of them each
-CEILING_BYTES = 64_000_000  # of images in memory; more would count as the loader's
+LOADER_ROUNDS = 15  # other load on the machine comes and goes in seconds: many short turns see equally much of it
+CEILING_BYTES = 64_000_000  # of images in memory
 CEILING_IMAGES = 4096
 
 
@@ -60,18 +66,30 @@ class StepReport:
     device: str
 
 
-def bench_loader(config: DataConfig, *, tokenizer: Tokenizer | None, batch_size: int, seconds: float) -> LoaderReport:
+def inputs_of_training(session: Session) -> Sequence[Input]:
+    """What training by this config reads of each row."""
+    config = session.config
+    return build_task(TaskContext(config, TrainingRows(config.data))).inputs()
+
+
+def plain_inputs(config: DataConfig, tokenizer: Tokenizer | None) -> Sequence[Input]:
+    """Pixels and, with a tokenizer, tokens of a dataset that no model is trained on."""
+    inputs: list[Input] = [Pixels(config, ImageSpec(config.image_size), seed=SEED)]
+    return [*inputs, Tokens(tokenizer, column=config.captions_column)] if tokenizer is not None else inputs
+
+
+def bench_loader(config: DataConfig, inputs: Sequence[Input], *, batch_size: int, seconds: float) -> LoaderReport:
     """Measure loader and ceiling in turns for about so many seconds each, and report medians."""
-    spec = ImageSpec(config.image_size)
     started = time.perf_counter()
-    loader = build_loader(config, spec=spec, tokenizer=tokenizer, batch_size=batch_size, seed=SEED)
+    loader = build_loader(config, inputs, batch_size=batch_size, seed=SEED)
+    pixels = next((input_ for input_ in inputs if isinstance(input_, Pixels)), None)
     with closing(loader):
         with closing(loader.iterate()) as batches:
             next(batches)
             first_batch_s = time.perf_counter() - started
-        _loader_speed(loader, seconds / ROUNDS)  # what is kept in memory has come there
+        _loader_speed(loader, seconds / ROUNDS)  # by now what is kept in memory is there
         peak_rss_mb = _peak_rss_mb()  # before the ceiling's images take memory too
-        ceiling = None if config.features.image else _make_ceiling(loader, config)
+        ceiling = None if pixels is None else _make_ceiling(loader, pixels, config)
         speeds, ceilings = [], []
         for _ in range(LOADER_ROUNDS):
             speeds.append(_loader_speed(loader, seconds / LOADER_ROUNDS))
@@ -95,7 +113,19 @@ def bench_loader(config: DataConfig, *, tokenizer: Tokenizer | None, batch_size:
     )
 
 
-def bench_step(
+def bench_step(session: Session, *, num_steps: int) -> StepReport:
+    """Samples a second of a config's training step."""
+    with process_group(session.config.train) as device:
+        training = build_training(session, device)
+
+        def train_step(batch: Batch, index: int) -> object:
+            return training.engine.train_step(batch, step=index)
+
+        with closing(training.loader) as loader:
+            return time_training(train_step, loader, device=device, num_steps=num_steps)
+
+
+def time_training(
     train_step: Callable[[Batch, int], object], loader: Loader, *, device: torch.device, num_steps: int
 ) -> StepReport:
     """Time the step on one batch again and again, and on the loader's batches, in turns."""
@@ -151,12 +181,12 @@ def _loader_speed(loader: Loader, seconds: float) -> float:
     raise AssertionError("an endless loader ended")
 
 
-def _make_ceiling(loader: Loader, config: DataConfig) -> Callable[[float], float]:
+def _make_ceiling(loader: Loader, pixels: Pixels, config: DataConfig) -> Callable[[float], float]:
     """A function that measures images a second of the fastest decoder and a resize alone, with nothing else to do.
 
     Of the images that the loader's batches have: those of several sources in their proportions.
     """
-    work = ceiling_work(loader, config)
+    work = ceiling_work(loader, pixels, config)
     size_px, num_threads, exact = config.image_size, usable_cores(), config.decode == "full" and not config.cache
     out = np.empty((num_threads, size_px, size_px, 3), np.uint8)
     cv2.setNumThreads(1)
@@ -182,12 +212,13 @@ def _make_ceiling(loader: Loader, config: DataConfig) -> Callable[[float], float
     return measure
 
 
-def ceiling_work(loader: Loader, config: DataConfig) -> list[Callable[[], np.ndarray]]:
+def ceiling_work(loader: Loader, pixels: Pixels, config: DataConfig) -> list[Callable[[], np.ndarray]]:
     """For images of the first batches the call that gives their pixels; the headers are read beforehand."""
     jpeg = fastest_decoder()
     work: list[Callable[[], np.ndarray]] = []
     num_bytes = 0
-    sources = itertools.chain.from_iterable(map(loader.sources, range(loader.steps_per_epoch)))
+    steps = range(loader.steps_per_epoch)
+    sources = itertools.chain.from_iterable(pixels.fetch(loader.drawn(step)) for step in steps)
     for source in sources:
         if isinstance(source, np.ndarray):
             work.append(partial(source.reshape, config.cache, config.cache, 3))
@@ -202,7 +233,7 @@ def ceiling_work(loader: Loader, config: DataConfig) -> list[Callable[[], np.nda
 
 
 def _decoding(data: memoryview, config: DataConfig, jpeg: JpegDecoder) -> Callable[[], np.ndarray]:
-    """The call that decodes an image, which has once come to its end."""
+    """The call that decodes an image, which has succeeded once."""
     info = parse_header(data)
     divisor = choose_divisor(info.width, info.height, config.image_size) if config.decode == "scaled" else 1
     call = partial(decode, memoryview(bytes(data)), info, divisor=divisor, jpeg=jpeg)
@@ -238,20 +269,18 @@ def _advise(
             f"{max(256, config.image_size)}` and `data.cache` decode once; `clipkit ingest --resize` shrinks the files"
         )
     if config.cache is None and config.features.image is None and _decoder_name(config) == "opencv":
-        advice.append("`pip install 'clipkit[fast]'` adds a faster JPEG decoder")
-    if busy.get("tokenize", 0.0) > 0.15 * total:
-        advice.append(f"tokenizing takes {busy['tokenize'] / total:.0%} of the work: `data.token_cache: true` keeps it")
+        advice.append("`pip install 'clipkit-train[fast]'` adds a faster JPEG decoder")
     reading = busy.get("read", 0.0) / total
     if reading > 0.4:
         advice.append(
             f"reading takes {reading:.0%} of the work: put the dataset on a local disk, or read blocks "
             "of neighbours with `data.shuffle: {block: 1024}`"
         )
-    if reading > 0.1 and image_mb and config.worker_kind == "threads":
+    if reading > 0.1 and image_mb:
         advice.append(
-            f"reading takes {reading:.0%} of the work: with so much memory to spare, `data.keep_images_mb: "
-            f"{math.ceil(1.1 * image_mb)}` reads every image once"
+            f"reading takes {reading:.0%} of the work: if memory allows, `data.keep_images_mb: "
+            f"{math.ceil(1.1 * image_mb)}` keeps the images in it"
         )
     if not advice and ceiling_per_s and images_per_s > 0.9 * ceiling_per_s:
-        advice.append("nothing: the loader is as fast as decoding allows")
+        advice.append("the loader is as fast as decoding allows")
     return advice

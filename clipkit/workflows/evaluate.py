@@ -1,12 +1,9 @@
-"""`clipkit eval`: retrieval of a run's checkpoint on a dataset, exact, and what was measured.
-
-Shapes: N images, M captions, D the embedding, P pairs of twins.
-"""
+"""`clipkit eval`: a run's checkpoint measured on a dataset, and on which rows."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
-from clipkit import opening as encoder
-from clipkit.config import Config, DataConfig
-from clipkit.data.samples import named_columns, training_sources
+from clipkit.config import Config, EvaluatorSection
+from clipkit.data.training_rows import named_columns, training_sources
 from clipkit.errors import DataError
-from clipkit.evaluators.embed import embed_gallery
-from clipkit.evaluators.gallery import Gallery
-from clipkit.metrics import retrieval as metrics
+from clipkit.evaluators import EvaluatorContext, build_evaluator
+from clipkit.opening import open_model
 from clipkit.store import Dataset, Rows
-from clipkit.workflows.picture import find_answers, save_picture
+from clipkit.types import Progress, Table, no_progress
 
 log = logging.getLogger(__name__)
 
 SPLIT = "split"
-TWIN_OF, TWIN_KIND, NO_KIND = "twin_of", "twin_kind", "any"
 BATCH_SIZE = 128
 IDS_AT_ONCE = 65536
 
@@ -52,71 +45,65 @@ def evaluate(
     checkpoint: str = "best",
     device: str = "auto",
     picture: Path | None = None,
-    progress: Callable[[int, int], object] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Measure retrieval both ways, and draw what is found for some captions into the file `picture`.
+    progress: Progress = no_progress,
+) -> tuple[dict[str, Any], list[str | Table]]:
+    """Measure a run's checkpoint on a dataset with the run's evaluators; gives the report, as data and in words.
 
-    `progress` is told how many of all images and captions are encoded.
+    With one evaluator its numbers are at the top level of the report, with several under `evaluations` by name.
     """
-    model = encoder.load(run, checkpoint=checkpoint, device=device)
-    data = model.config.data.model_copy(update={"cache": None})  # another dataset need not have a cache of pixels
-    dataset = Dataset(uri, columns=named_columns(data))
-    chosen = select(dataset, data, split=split, where=where)
-    seen = count_trained_on(model.config, model.meta, dataset, chosen.rows)
-    gallery = Gallery(dataset, chosen.rows, spec=model.model.image_spec, tokenizer=model.tokenizer, config=data)
-    if not gallery.num_captions:
-        raise DataError(f"the chosen rows of `{uri}` have no captions", "choose others with `--split` or `--where`")
-    image_ND, text_MD = _embed(model, gallery, progress)
-    owner_M = torch.from_numpy(gallery.caption_to_image).to(image_ND.device)
-    if picture is not None:
-        save_picture(picture, find_answers(dataset, gallery.rows, image_ND=image_ND, text_MD=text_MD, owner_M=owner_M))
-    return {
+    model = open_model(run, checkpoint=checkpoint, device=device)
+    dataset = Dataset(uri, columns=named_columns(model.config.data))
+    sections = _evaluators_of(model.config)
+    report: dict[str, Any] = {
         "run": str(run),
         "checkpoint": str(model.checkpoint),
         "step": model.step,
         "dataset": str(uri),
         "dataset_version": dataset.version,
-        "split": chosen.split,
-        "where": chosen.where,
-        "num_images": gallery.num_images,
-        "num_captions": gallery.num_captions,
-        "trained_on": seen,
-        **metrics.retrieval(image_ND, text_MD, owner_M),
-        **_twin_metrics(dataset, chosen.rows, image_ND, text_MD, owner_M),
-        "protocol": _protocol(gallery.num_images, gallery.num_captions),
     }
+    words: list[str | Table] = [f"run {run}, step {model.step}, on {uri} (version {dataset.version})"]
+    for name, section in sections.items():
+        chosen = select(dataset, section.where, split=split, where=where)
+        result: dict[str, Any] = {
+            "split": chosen.split,
+            "where": chosen.where,
+            "trained_on": count_trained_on(model.config, model.meta, dataset, chosen.rows),
+        }
+        context = EvaluatorContext(model.task, dataset, chosen.rows, model.task_data, BATCH_SIZE)
+        evaluator = build_evaluator(section, context)
+        with torch.no_grad():
+            measured = evaluator.report(model.module, picture=picture, progress=progress)
+        result |= measured
+        rows = f"split `{chosen.split}`" if chosen.split else f"rows `{chosen.where or 'all'}`"
+        words += [f"{name}: {rows}" if len(sections) > 1 else rows, *evaluator.describe(measured)]
+        if len(sections) == 1:
+            report |= result
+        else:
+            report.setdefault("evaluations", {})[name] = result
+    return report, words
 
 
-def _protocol(num_images: int, num_captions: int) -> str:
-    return (
-        f"exact: each of {num_captions:,} captions ({num_captions / num_images:.2g} an image) against all "
-        f"{num_images:,} images, each image against all captions, any of its own a hit; ties count against the model"
-    )
+def _evaluators_of(config: Config) -> dict[str, EvaluatorSection]:
+    """The run's evaluators, or the task's own kind; of those that differ only in their rows, the first."""
+    found: dict[str, EvaluatorSection] = {}
+    for name, section in (config.evaluators or {"": config.task.evaluator()}).items():
+        others = [other.model_copy(update={"where": None, "dataset": None, "every": None}) for other in found.values()]
+        if section.model_copy(update={"where": None, "dataset": None, "every": None}) not in others:
+            found[name] = section
+    return found
 
 
-def _embed(model: encoder.Encoder, gallery: Gallery, progress: Callable[[int, int], object]) -> tuple[Tensor, Tensor]:
-    total = gallery.num_images + gallery.num_captions
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    return embed_gallery(model.model, gallery, batch_size=BATCH_SIZE, progress=advance)
-
-
-def select(dataset: Dataset, config: DataConfig, *, split: str | None, where: str | None) -> Selection:
-    """The rows asked for; else those of the run's validation filter, else of the only split there is."""
+def select(dataset: Dataset, default: str | None, *, split: str | None, where: str | None) -> Selection:
+    """The rows asked for; else those of the run's own filter, `default`, else of the only split there is."""
     if split is not None or where is not None:
         return _select_asked(dataset, split=split, where=where)
-    if config.validation is not None and len(rows := _select_or_none(dataset, config.validation)):
-        return Selection(rows, config.validation, _only_split(dataset, rows))
+    if default is not None and len(rows := _select_or_none(dataset, default)):
+        return Selection(rows, default, _only_split(dataset, rows))
     splits = _splits(dataset, dataset.select())
     if len(splits) > 1:
-        reason = "chooses no row" if config.validation is not None else "is missing in the run's config"
+        reason = "has no rows for validation here" if default is not None else "names no rows for validation"
         raise DataError(
-            f"`data.validation` {reason}, and `{dataset.uri}` has several splits: {_listed(splits)}",
+            f"the run's config {reason}, and `{dataset.uri}` has several splits: {_listed(splits)}",
             "choose one with `--split NAME`, or rows with `--where SQL`",
         )
     rows = dataset.select()
@@ -142,12 +129,12 @@ def _select_asked(dataset: Dataset, *, split: str | None, where: str | None) -> 
 
 
 def _select_or_none(dataset: Dataset, where: str) -> Rows:
-    """A filter that was made for another dataset may name columns that this one lacks."""
+    """A filter written for another dataset may name columns that this one lacks."""
     try:
         return dataset.select(where)
     except DataError as error:
         log.info("%s", error.message)
-        log.warning("the run's validation filter `%s` does not work here: measuring other rows", where)
+        log.warning("the run's validation filter `%s` does not work on this dataset: measuring other rows", where)
         return np.empty(0, dtype=np.int64)
 
 
@@ -157,7 +144,7 @@ def _only_split(dataset: Dataset, rows: Rows) -> str | None:
 
 
 def _splits(dataset: Dataset, rows: Rows) -> dict[str, int]:
-    """Rows a named split, among these; a dataset may have no splits."""
+    """The number of rows in each named split, among these; a dataset may have no splits."""
     if SPLIT not in dataset.schema.names:
         return {}
     counts = pc.value_counts(dataset.take(rows, [SPLIT]).column(0)).to_pylist()
@@ -168,8 +155,8 @@ def _listed(splits: dict[str, int]) -> str:
     return ", ".join(f"`{name}` ({count:,} rows)" for name, count in sorted(splits.items()))
 
 
-def count_trained_on(config: Config, meta: dict[str, Any], dataset: Dataset, rows: Rows) -> int | None:
-    """How many of the chosen images the run was trained on, by id; None where its own dataset is gone."""
+def count_trained_on(config: Config, meta: Mapping[str, Any], dataset: Dataset, rows: Rows) -> int | None:
+    """How many of the chosen images the run was trained on, by id; None if its own dataset is gone."""
     ids = set(_ids(dataset, rows))
     versions = {entry["uri"]: entry["version"] for entry in meta.get("datasets", ())}
     seen: set[str] = set()
@@ -178,12 +165,12 @@ def count_trained_on(config: Config, meta: dict[str, Any], dataset: Dataset, row
             trained = Dataset(uri, version=versions.get(uri), columns=dataset.columns)
             chosen = trained.select(where, limit=config.data.limit)
         except DataError as error:
-            log.warning("whether the run was trained on these rows cannot be told: %s", error.message)
+            log.warning("it is unknown whether the run was trained on these rows: %s", error.message)
             return None
         seen.update(ids.intersection(_ids(trained, chosen)))
     if seen:
         log.warning(
-            "the run was trained on %d of these %d images (`data.train: %s`): the numbers flatter it on new ones",
+            "the run was trained on %d of these %d images (`data.train: %s`): expect lower numbers on new images",
             len(seen),
             len(rows),
             config.data.train or "every row",
@@ -195,35 +182,3 @@ def _ids(dataset: Dataset, rows: Rows) -> Iterator[str]:
     for start in range(0, len(rows), IDS_AT_ONCE):
         column = dataset.take(rows[start : start + IDS_AT_ONCE], [dataset.columns.image_id]).column(0)
         yield from column.to_pylist()
-
-
-def _twin_metrics(dataset: Dataset, rows: Rows, image_ND: Tensor, text_MD: Tensor, owner_M: Tensor) -> dict[str, Any]:
-    """Where images have twins: retrieval among the originals, and how often a caption finds its image of the two."""
-    names = set(dataset.schema.names)
-    if TWIN_OF not in names:
-        return {}
-    ids, originals = (column.to_pylist() for column in dataset.take(rows, [dataset.columns.image_id, TWIN_OF]).columns)
-    kinds = dataset.take(rows, [TWIN_KIND]).column(0).to_pylist() if TWIN_KIND in names else [None] * len(rows)
-    positions = {image_id: position for position, image_id in enumerate(ids)}
-    pairs: dict[str, list[tuple[int, int]]] = {}
-    for twin, (original, kind) in enumerate(zip(originals, kinds, strict=True)):
-        if original in positions:
-            pairs.setdefault(kind or NO_KIND, []).append((positions[original], twin))
-    is_original_N = torch.tensor([original is None for original in originals], device=owner_M.device)
-    found: dict[str, Any] = {
-        "twins": {
-            kind: {
-                "num_pairs": len(of_kind),
-                "accuracy": metrics.pair_accuracy(image_ND, text_MD, owner_M, torch.tensor(of_kind)),
-            }
-            for kind, of_kind in sorted(pairs.items())
-        }
-    }
-    captioned_M = is_original_N[owner_M]
-    if captioned_M.any():
-        new_position_N = is_original_N.cumsum(0) - 1
-        found["without_twins"] = {
-            "num_images": int(is_original_N.sum()),
-            **metrics.retrieval(image_ND[is_original_N], text_MD[captioned_M], new_position_N[owner_M[captioned_M]]),
-        }
-    return found

@@ -1,4 +1,7 @@
-"""`clipkit train`: from a config, or a run to go on with, to a trained run folder."""
+"""`clipkit train`: from a config, or a run to resume, to a trained run folder.
+
+The way down: open the data, build the task, the loader, the engine and the evaluations, train.
+"""
 
 from __future__ import annotations
 
@@ -15,53 +18,54 @@ from torch import distributed as dist
 from torch import nn
 
 from clipkit import __version__, distributed
-from clipkit.config import Config, OptimConfig, TransformersText
+from clipkit.config import Config, ModelSection
 from clipkit.config.file import dump_config
+from clipkit.config.plugins import loaded_plugins
 from clipkit.data.device import to_device
 from clipkit.data.loader import Loader, build_loader
 from clipkit.data.order.base import Share
-from clipkit.errors import CheckpointError, DataError, TrainingError
-from clipkit.evaluators.gallery import Gallery
-from clipkit.models import load_matching, mask_always, write_out_attention
-from clipkit.runs.checkpoint import CheckpointWriter, read_weights
-from clipkit.runs.folder import CONFIG, Run, find_checkpoint, read_meta
+from clipkit.data.training_rows import TrainingRows, named_columns
+from clipkit.errors import CheckpointError, ConfigError, DataError, TrainingError
+from clipkit.evaluators import EvaluatorContext, build_evaluator
+from clipkit.runs.checkpoint import read_meta, read_weights
+from clipkit.runs.folder import CONFIG, Run, find_checkpoint
 from clipkit.store import Dataset
-from clipkit.tasks import ContrastiveTask, build_task
-from clipkit.train.data import make_tokenizer, open_datasets, with_caches
+from clipkit.tasks import TaskContext, build_task
+from clipkit.train.checkpoint_writer import CheckpointWriter
+from clipkit.train.datasets import open_datasets, with_pixel_caches
 from clipkit.train.engine import Engine
+from clipkit.train.evaluations import Evaluation
 from clipkit.train.parallel import Replicas, Shards, Strategy
-from clipkit.train.plan import make_plan
+from clipkit.train.plan import TrainingPlan, make_plan, steps_of
 from clipkit.train.process import check_last_batch, check_same_start, process_group, set_kernels, set_threads
-from clipkit.train.run_log import Record, RunRecord
+from clipkit.train.run_log import RunLog, RunWriter
 from clipkit.train.session import Session, begin
 from clipkit.train.trackers import MetricsLog, open_trackers
-from clipkit.train.trainer import Outcome, Progress, Trainer, Validation
-from clipkit.types import ImageSpec, Task, Tokenizer
+from clipkit.train.trainer import Outcome, Trainer, TrainingProgress
+from clipkit.types import Task
 
 log = logging.getLogger(__name__)
-SHORT_TEXT = 128  # tokens; attention written out takes memory by their square
 NAMED_SPLIT = re.compile(r"""^\s*split\s*=\s*['"]([^'"]+)['"]\s*$""")
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """Everything that a run is made of, before anything of it is written."""
+class Training:
+    """Everything that a run consists of, before any of it is written."""
 
     config: Config
-    tokenizer: Tokenizer | None
+    datasets: tuple[Dataset, ...]
     task: Task
     loader: Loader
     engine: Engine
-    validation: Validation | None
-    datasets: tuple[Dataset, ...]
+    evaluations: tuple[Evaluation, ...]
     threads: int
 
     def describe(self) -> str:
-        device = next(self.task.model.parameters()).device
+        device, world = next(self.task.model.parameters()).device, self.engine.strategy.world
+        measured = [f", `{evaluation.label}` every {evaluation.every:,} steps" for evaluation in self.evaluations]
         return (
-            f"{self.loader.num_samples:,} samples, {self.engine.plan.describe()}; on {device} in "
-            f"{self.engine.precision.name} with {self.threads} threads"
-            + (f", {self.engine.strategy.world} processes" if self.engine.strategy.world > 1 else "")
+            f"{self.loader.num_samples:,} samples, {self.engine.plan.describe()}{''.join(measured)}; on {device} in "
+            f"{self.engine.precision.name} with {self.threads} threads" + (f", {world} processes" if world > 1 else "")
         )
 
     def group_sizes(self) -> dict[str, dict[str, int | float | bool]]:
@@ -78,104 +82,133 @@ class Parts:
         }
 
 
-def train(session: Session, *, progress: Progress) -> dict[str, Any]:
+def train(session: Session, *, progress: TrainingProgress) -> dict[str, Any]:
     """Train to the end of the plan, or to a signal; gives the summary."""
-    config = session.config
-    with process_group(config.train) as device:
+    with process_group(session.config.train) as device:
         check_same_start(session.step)
-        parts = build_parts(session, device, make_caches=True)
-        log.info("%s", parts.describe())
-        if parts.engine.plan.total_steps == session.step:
+        training = build_training(session, device, make_caches=True)
+        log.info("%s", training.describe())
+        if training.engine.plan.total_steps == session.step:
             log.info("`%s` has already been trained to its last step", session.folder)
-        record = _open_record(session, parts)
+        run_log = _open_log(session, training)
         if session.checkpoint is not None:
-            parts.engine.restore(session.checkpoint)
+            training.engine.restore(session.checkpoint)
         trainer = Trainer(
-            parts.engine,
-            parts.loader,
-            config=config.train,
-            record=record,
+            training.engine,
+            training.loader,
+            config=session.config.train,
+            record=run_log,
             progress=progress,
-            validation=parts.validation,
+            evaluations=training.evaluations,
             start=session.start or None,
         )
         try:
             outcome = trainer.train()
+            _check_saved(run_log, outcome)
         except BaseException as error:
-            record.close("failed", message=str(error))
+            run_log.close("failed", message=str(error))
             raise
         finally:
-            parts.loader.close()
-        record.close("stopped" if outcome.exit_code else "done", message=outcome.reason)
-        if distributed.is_main():
-            _check_saved(record, outcome)
-        return _summary(session, parts, outcome)
+            training.loader.close()
+        run_log.close("stopped" if outcome.exit_code else "done", message=outcome.reason)
+        return _summary(session, training, outcome)
 
 
-def _check_saved(record: Record, outcome: Outcome) -> None:
-    """A run whose last weights are on no disk has not been done."""
-    last = record.last_good()
+def _check_saved(run_log: RunLog, outcome: Outcome) -> None:
+    """A run whose last weights are not on disk is not done."""
+    if not distributed.is_main():
+        return
+    last = run_log.last_good()
     if last is None or int(read_meta(last)["step"]) < outcome.step:
         raise TrainingError(
             f"the run reached step {outcome.step}, but "
             + (f"its last checkpoint that could be written is `{last}`" if last else "no checkpoint could be written"),
-            "the warnings say why: make room on the disk where it is full; `--resume` goes on from there",
+            "the warnings say why: make room if the disk is full; "
+            + ("`--resume` continues from that checkpoint" if last else "then start the run again"),
         )
 
 
 def dry_run(session: Session) -> dict[str, Any]:
-    """Build everything and run one batch, without a trace on the disk."""
+    """Build everything and train one step, without writing anything."""
     with process_group(session.config.train) as device:
-        parts = build_parts(session, device)
-        log.info("%s", parts.describe())
+        training = build_training(session, device)
+        log.info("%s", training.describe())
         if session.checkpoint is not None:
-            parts.engine.restore(session.checkpoint)
-        batches = parts.loader.iterate(session.step, session.step + 1)
-        values = parts.engine.train_step(to_device(next(batches), device), step=session.step)
-        parts.loader.close()
+            training.engine.restore(session.checkpoint)
+        batches = training.loader.iterate(session.step, session.step + 1)
+        values = training.engine.train_step(to_device(next(batches), device), step=session.step)
+        training.loader.close()
         return {
-            "groups": parts.group_sizes(),
-            "steps": parts.engine.plan.total_steps,
-            "steps_per_epoch": parts.engine.plan.steps_per_epoch,
-            "samples": parts.loader.num_samples,
+            "groups": training.group_sizes(),
+            "steps": training.engine.plan.total_steps,
+            "steps_per_epoch": training.engine.plan.steps_per_epoch,
+            "samples": training.loader.num_samples,
             "loss": values["loss"].item(),
         }
 
 
-def build_parts(session: Session, device: torch.device, *, make_caches: bool = False) -> Parts:
-    """Open the data, build the model, and put together what trains it; the data's caches are made where asked."""
+def build_training(session: Session, device: torch.device, *, make_caches: bool = False) -> Training:
+    """Open the data and build everything that trains on it; missing pixel caches are made if asked for."""
     config = session.config
     threads = set_threads(config.train)
     _compare_threads(session, threads)
     set_kernels(deterministic=config.train.deterministic)
-    datasets = open_datasets(config, session.facts)
-    tokenizer = make_tokenizer(session, datasets)
-    if make_caches and (config.data.cache or config.data.token_cache):
-        datasets = with_caches(config, datasets, tokenizer)
+    datasets = open_datasets(config.data, session.facts)
+    if make_caches and config.data.cache:
+        datasets = with_pixel_caches(config.data, datasets)
+    rows = TrainingRows(config.data, datasets)
+    task = _make_task(session, rows)
+    loader = _make_loader(session, task, rows)
+    engine = _make_engine(session, task, loader, device)
+    evaluations = _make_evaluations(config, task, datasets[0], engine.plan)
+    return Training(config, datasets, task, loader, engine, evaluations, threads)
+
+
+def _make_task(session: Session, rows: TrainingRows) -> Task:
+    config = session.config
     torch.manual_seed(config.run.seed)
-    task = _make_task(session, tokenizer)
-    spec = task.model.image_spec
+    if session.checkpoint is not None:  # its weights are loaded later, with the optimizer's state
+        return build_task(TaskContext(config, rows, session.checkpoint))
+    assert isinstance(config.model, ModelSection)
+    if config.model.init is None:
+        return build_task(TaskContext(config, rows))
+    origin = find_checkpoint(config.model.init)
+    task = build_task(TaskContext(config, rows, origin))
+    task.start_from(read_weights(origin), source=str(origin))
+    log.info("starting from the weights of `%s`", origin)
+    return task
+
+
+def _make_loader(session: Session, task: Task, rows: TrainingRows) -> Loader:
+    config = session.config
     loader = build_loader(
         config.data,
-        spec=spec,
-        tokenizer=tokenizer,
+        task.inputs(),
         batch_size=config.train.batch_size,
         seed=config.run.seed,
         share=Share(distributed.rank(), distributed.world(), pieces=config.train.accumulate),
-        datasets=datasets,
+        training=rows,
     )
-    _compare_samples(session, loader)
+    before = session.facts.get("num_samples")
+    if before is not None and before != loader.num_samples:
+        raise CheckpointError(
+            f"`{config.data.dataset}` has {loader.num_samples:,} samples to train on and had {before:,}",
+            "a run is resumed with the dataset that it began with, which may have been moved or copied",
+        )
     if not config.data.drop_last:
         check_last_batch(config.train, loader.num_samples % loader.batch_size)
-    optim = config.optim.settled(config.model.from_scratch)
-    if _remembers_texts(config, optim) and tokenizer is not None:
-        task.remember_texts(tokenizer, loader.captions)
+    return loader
+
+
+def _make_engine(session: Session, task: Task, loader: Loader, device: torch.device) -> Engine:
+    config = session.config
+    optim = config.optim.settled(task.from_scratch, like=config.task.groups)
     plan = make_plan(config.train, optim, steps_per_epoch=loader.steps_per_epoch)
     if plan.measured and plan.minutes == session.facts.get("minutes") and session.facts.get("total_steps"):
         plan = plan.with_total(int(session.facts["total_steps"]))
     if config.train.chunk_size and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.model.modules()):
         log.info(
-            "BatchNorm sees chunks of %d samples and not the batch; `model.image.norm: frozen` keeps its statistics",
+            "BatchNorm sees chunks of %d samples, not the whole batch; frozen norms keep their statistics",
             config.train.chunk_size,
         )
     if config.train.compile:
@@ -190,36 +223,20 @@ def build_parts(session: Session, device: torch.device, *, make_caches: bool = F
         device=device,
         seed=config.run.seed,
     )
-    _suit_attention(task.model.text_encoder, engine, max_tokens=config.data.max_tokens)
-    validation = _make_validation(config, datasets[0], tokenizer, spec)
-    return Parts(config, tokenizer, task, loader, engine, validation, datasets, threads)
+    _check_groups(config, engine)
+    return engine
 
 
-def _suit_attention(encoder: nn.Module, engine: Engine, *, max_tokens: int) -> None:
-    device_type, precision = engine.precision.device_type, engine.precision.name
-    if device_type == "cuda":
-        mask_always(encoder)
-    elif device_type == "cpu" and precision == "bf16" and max_tokens <= SHORT_TEXT:
-        # torch's fused kernel takes 4 to 8 times as long in a backward pass of bfloat16 there.
-        write_out_attention(encoder)
-
-
-def _remembers_texts(config: Config, optim: OptimConfig) -> bool:
-    text = config.model.text
-    return isinstance(text, TransformersText) and text.remember and optim.freezes_for_good("text_encoder")
-
-
-def _make_task(session: Session, tokenizer: Tokenizer | None) -> ContrastiveTask:
-    config = session.config
-    if session.checkpoint is not None:  # its weights are loaded later, with the optimizer's state
-        return build_task(config, tokenizer, saved=session.start["architecture"])
-    if config.model.init is None:
-        return build_task(config, tokenizer)
-    origin = find_checkpoint(config.model.init)
-    task = build_task(config, tokenizer, saved=read_meta(origin)["architecture"])
-    load_matching(task.model, read_weights(origin), source=str(origin))
-    log.info("starting from the weights of `%s`", origin)
-    return task
+def _check_groups(config: Config, engine: Engine) -> None:
+    """Refuse a group that the config asks for and that no parameter is in."""
+    if config.optim.groups == dict(config.task.default_groups):
+        return
+    filled = {group.name for group in engine.groups}
+    for name in config.optim.groups:
+        if name not in filled:
+            raise ConfigError(
+                f"the group `optim.groups.{name}` matches no parameter of the model", "remove it, or correct `params`"
+            )
 
 
 def _make_strategy(config: Config) -> Strategy:
@@ -229,119 +246,124 @@ def _make_strategy(config: Config) -> Strategy:
     return Shards(rank=rank, world=world) if config.train.strategy == "fsdp" else Replicas(rank=rank, world=world)
 
 
-def _make_validation(
-    config: Config, dataset: Dataset, tokenizer: Tokenizer | None, spec: ImageSpec
-) -> Validation | None:
-    where = config.data.validation
-    if where is None or config.train.validate_every is None:
-        return None
-    rows = dataset.select(where)
-    if not len(rows):
-        raise DataError(
-            f"`data.validation: {where}` chooses no row of `{dataset.uri}`",
-            "`clipkit info` tells its splits; leave `data.validation` out to train without",
+def _make_evaluations(config: Config, task: Task, dataset: Dataset, plan: TrainingPlan) -> tuple[Evaluation, ...]:
+    evaluations = []
+    for name, section in config.evaluators.items():
+        if section.every is None:
+            continue
+        key = f"evaluate.{name}" if name else "data"
+        source = Dataset(section.dataset, columns=named_columns(config.data)) if section.dataset else dataset
+        rows = source.select(section.where)
+        if not len(rows):
+            filtered = f"{key}.{'where' if name else 'validation'}: {section.where}"
+            raise DataError(
+                f"`{filtered}` chooses no row of `{source.uri}`" if section.where else f"`{source.uri}` has no rows",
+                f"`clipkit info {source.uri}` lists its splits; leave it out to train without",
+            )
+        at_once = config.train.encoded_at_once(distributed.world())  # what fits into memory in training fits here
+        evaluator = build_evaluator(section, EvaluatorContext(task, source, rows, config.data, at_once))
+        every = steps_of(
+            section.every,
+            f"{key}.every" if name else "train.validate_every",
+            steps_per_epoch=plan.steps_per_epoch,
+            batch_size=plan.batch_size,
         )
-    gallery = Gallery(dataset, rows, spec=spec, tokenizer=tokenizer, config=config.data)
-    named = NAMED_SPLIT.match(where)
-    at_once = config.train.encoded_at_once(distributed.world())  # what fits the memory in training fits here
-    return Validation(gallery, named[1] if named else "validation", at_once)
+        named = NAMED_SPLIT.match(section.where or "")
+        label = name or (named[1] if named else "validation")
+        evaluations.append(Evaluation(name, evaluator, every, label))
+    return tuple(evaluations)
 
 
-def _open_record(session: Session, parts: Parts) -> Record:
-    """Make or take up the run folder on rank 0, and tag the dataset versions that it trains on."""
+def _open_log(session: Session, training: Training) -> RunLog:
+    """Make or reopen the run folder on rank 0, and tag the dataset versions that it trains on."""
     if not distributed.is_main():
         dist.barrier()
-        return Record(Run(session.folder))
-    config, plan = session.config, parts.engine.plan
-    datasets = [{"uri": dataset.uri, "version": dataset.version} for dataset in parts.datasets]
+        return RunLog(Run(session.folder))
+    config, plan = session.config, training.engine.plan
+    datasets = [{"uri": dataset.uri, "version": dataset.version} for dataset in training.datasets]
+    plugins = [asdict(plugin) for plugin in loaded_plugins(config.plugins)]
     facts = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "clipkit": __version__,
         "torch": torch.__version__,
         "datasets": datasets,
-        "num_samples": parts.loader.num_samples,
+        "plugins": plugins,
+        "num_samples": training.loader.num_samples,
         "steps_per_epoch": plan.steps_per_epoch,
         "total_steps": plan.total_steps,
         "minutes": plan.minutes,
-        "threads": parts.threads,
+        "threads": training.threads,
         "world": distributed.world(),
     }
     run, cut = begin(session, facts)
     if session.run is None or datasets != session.facts.get("datasets"):
-        for dataset in parts.datasets:
+        for dataset in training.datasets:
             _tag(dataset, config.run.name)
-    run.update_facts({"datasets": datasets, "total_steps": plan.total_steps, "minutes": plan.minutes})
+    run.update_facts(
+        {"datasets": datasets, "plugins": plugins, "total_steps": plan.total_steps, "minutes": plan.minutes}
+    )
     if distributed.world() > 1:
         dist.barrier()
     config_text = dump_config(config)
 
     def save_extras(folder: Path) -> None:
         (folder / CONFIG).write_text(config_text, encoding="utf-8")
-        if parts.tokenizer is not None:
-            parts.tokenizer.save(folder / "tokenizer")
+        training.task.save(folder)
 
-    model = config.model.model_dump(mode="json")
     trackers = open_trackers(
         config.train.trackers, run, name=config.run.name, config=config.model_dump(mode="json"), step=session.step
     )
-    return RunRecord(
+    return RunWriter(
         run,
         metrics=MetricsLog(run, trackers, cut=cut),
         writer=CheckpointWriter(run, keep=config.train.keep, save_extras=save_extras),
         facts={
             "dataset": datasets[0],
             "datasets": datasets,
-            "fingerprint": parts.tokenizer.fingerprint if parts.tokenizer is not None else None,
-            "model": f"{_name(model['image'])} and {_name(model['text'])}, {config.model.embedding_dim} dimensions",
+            "plugins": plugins,
+            "model": _describe_model(config.model.model_dump(mode="json")),
             "clipkit": __version__,
         },
         total_steps=plan.total_steps,
     )
 
 
-def _name(encoder: Mapping[str, Any]) -> str:
-    return str(encoder.get("name") or encoder["kind"])
+def _describe_model(model: Mapping[str, Any]) -> str:
+    """The names of its parts, or their kinds: `resnet10t, transformers, linear`."""
+    parts = [part for part in model.values() if isinstance(part, Mapping) and "kind" in part]
+    return ", ".join(str(part.get("name") or part["kind"]) for part in parts)
 
 
 def _tag(dataset: Dataset, name: str) -> None:
-    """Keep the version from being cleaned up; without the right to write it is only warned of."""
+    """Keep the version from being cleaned up; without write access there is only a warning."""
     try:
         dataset.tag(f"clipkit-{name}-v{dataset.version}")
     except DataError as error:
         log.warning("%s; the run trains on version %d without a tag", error.message, dataset.version)
 
 
-def _compare_samples(session: Session, loader: Loader) -> None:
-    before = session.facts.get("num_samples")
-    if before is not None and before != loader.num_samples:
-        raise CheckpointError(
-            f"`{session.config.data.dataset}` has {loader.num_samples:,} samples to train on and had {before:,}",
-            "a run goes on with the dataset that it began with, which may have been moved or copied",
-        )
-
-
 def _compare_threads(session: Session, threads: int) -> None:
     before = session.start.get("threads", session.facts.get("threads"))
     if before is not None and before != threads:
         log.warning(
-            "this run has %d compute threads and had %d before: sums are rounded otherwise, and its numbers agree to "
-            "rounding, not bit for bit; `--set train.threads=%d` keeps to them",
+            "this run has %d compute threads and had %d before: sums are rounded differently, so its numbers agree to "
+            "rounding, not bit for bit; `--set train.threads=%d` keeps the earlier number",
             threads,
             before,
             before,
         )
 
 
-def _summary(session: Session, parts: Parts, outcome: Outcome) -> dict[str, Any]:
-    plan = parts.engine.plan
+def _summary(session: Session, training: Training, outcome: Outcome) -> dict[str, Any]:
+    plan = training.engine.plan
     return {
         "run": str(session.folder),
         "name": session.config.run.name,
         "epochs": plan.epoch(outcome.step),
         "total_steps": plan.total_steps,
-        "dataset": parts.datasets[0].uri,
-        "dataset_version": parts.datasets[0].version,
-        "precision": parts.engine.precision.name,
-        "threads": parts.threads,
+        "dataset": training.datasets[0].uri,
+        "dataset_version": training.datasets[0].version,
+        "precision": training.engine.precision.name,
+        "threads": training.threads,
         **asdict(outcome),
     }

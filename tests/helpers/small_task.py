@@ -9,7 +9,8 @@ from clipkit.config import Config
 from clipkit.data.tokenizer import FastTokenizer, train_tokenizer
 from clipkit.evaluators.gallery import Gallery
 from clipkit.store import Dataset
-from clipkit.tasks import ContrastiveTask, build_task
+from clipkit.tasks import build_task
+from clipkit.tasks.contrastive import ContrastiveTask
 
 CONFIG = Config.model_validate(
     {

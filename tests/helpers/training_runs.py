@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from clipkit.runs.checkpoint import read_train_state
-from clipkit.runs.folder import find_checkpoint, read_metrics
+from clipkit.runs.folder import find_checkpoint
+from clipkit.runs.metrics import read_metrics
 from clipkit.train.session import open_session
 from clipkit.workflows import train as training
 

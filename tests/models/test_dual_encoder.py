@@ -27,9 +27,10 @@ from clipkit.config import (
 )
 from clipkit.data.tokenizer import FastTokenizer, train_tokenizer
 from clipkit.errors import CheckpointError, ModelError
+from clipkit.losses.base import Temperature
 from clipkit.models import DualEncoder, build_model, load_matching
 from clipkit.models.dual_encoder import architecture
-from clipkit.models.heads import Temperature, build_head
+from clipkit.models.heads import build_head
 
 CAPTIONS = ["a red circle is left of a blue star", "two dogs run over the wet grass"]
 SIZE = 64

@@ -25,10 +25,10 @@ from transformers import (
 
 from clipkit import hub
 from clipkit.config import TransformersText
+from clipkit.data.inputs.tokens import Tokens
 from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
 from clipkit.errors import ModelError
 from clipkit.models.text_encoder import build_text_encoder, describe, mask_always, write_out_attention
-from clipkit.types import Tokens
 
 CAPTIONS = ["a red circle is left of a blue star", "two dogs run over the wet grass", "một con chó đứng"]
 

@@ -6,7 +6,8 @@ import torch
 
 from clipkit.config import Config
 from clipkit.data.tokenizer import train_tokenizer
-from clipkit.tasks import ContrastiveTask, build_task
+from clipkit.tasks import build_task
+from clipkit.tasks.contrastive import ContrastiveTask
 from clipkit.types import Batch
 
 CAPTIONS = [f"a photo of thing {i} beside thing {i * i}" for i in range(8)]

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipkit.config import Group, TrainConfig
 from clipkit.data.device import prefetch_to_device
-from clipkit.models import mask_always
-from clipkit.runs.folder import read_metrics
+from clipkit.models.text_encoder import mask_always
+from clipkit.runs.metrics import read_metrics
 from clipkit.train.optimizer import NamedGroup, group_norms
 from clipkit.train.session import open_session
 from clipkit.workflows import train as training

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from clipkit.runs.folder import find_checkpoint, read_metrics
+from clipkit.runs.folder import find_checkpoint
+from clipkit.runs.metrics import read_metrics
 
 Alike = Callable[[Path, Path], None]
 # Without dropout and BatchNorm, whose results depend on how a batch is shared. A larger `eps` keeps Adam from making

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from clipkit.config import Config, TrainConfig
+from clipkit.data.random import mix
 from clipkit.data.tokenizer import train_tokenizer
-from clipkit.tasks import ContrastiveTask, build_task
-from clipkit.train.gradient import GradientMaker, mix, split_batch
+from clipkit.tasks import build_task
+from clipkit.tasks.contrastive import ContrastiveTask
+from clipkit.train.gradient import GradientMaker, split_batch
 from clipkit.train.parallel import Strategy
 from clipkit.train.precision import choose_precision
 from clipkit.types import Batch

@@ -13,8 +13,9 @@ import torch
 
 from clipkit.config import EarlyStopping, Guards, InfoNCE, TrainConfig
 from clipkit.errors import TrainingError
-from clipkit.tasks import ContrastiveTask
-from clipkit.train.guards import WINDOW, Alarms, Best, NonFinite, find_metric, out_of_memory_explained
+from clipkit.tasks.contrastive import ContrastiveTask
+from clipkit.train.evaluations import Best
+from clipkit.train.guards import WINDOW, Alarms, NonFinite, find_metric, out_of_memory_explained
 from clipkit.train.step_values import Reading, StepFacts
 
 TASK = ContrastiveTask(torch.nn.Identity(), InfoNCE())  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from clipkit.errors import MissingExtra
-from clipkit.runs.folder import Run, read_metrics
+from clipkit.runs.folder import Run
+from clipkit.runs.metrics import read_metrics
 from clipkit.train.trackers import MetricsLog, MlFlow, TensorBoard, Tracker, WeightsAndBiases, open_trackers
 
 TRAINING = {"step": 1, "loss": 0.5, "lr": {"heads": 0.25}}
@@ -141,4 +142,4 @@ def test_a_tracker_that_is_not_installed_names_its_extra(run: Run, monkeypatch: 
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(MissingExtra, match="`wandb` is not installed") as caught:
         open_trackers(["wandb"], run, name="name", config={})
-    assert "clipkit[wandb]" in caught.value.hint
+    assert "clipkit-train[wandb]" in caught.value.hint

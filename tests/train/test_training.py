@@ -19,9 +19,11 @@ from clipkit.config import TransformersText
 from clipkit.config.file import parse_config
 from clipkit.data.tokenizer import train_tokenizer
 from clipkit.errors import CheckpointError, ConfigError, DataError, TrainingError
-from clipkit.runs.folder import find_checkpoint, read_meta, read_metrics
+from clipkit.models.text_encoder import make_tokenizer
+from clipkit.runs.checkpoint import read_meta
+from clipkit.runs.folder import find_checkpoint
+from clipkit.runs.metrics import read_metrics
 from clipkit.store import Dataset
-from clipkit.train.data import make_tokenizer
 from clipkit.train.session import open_session
 from clipkit.workflows import train as training
 

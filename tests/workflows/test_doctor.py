@@ -20,7 +20,7 @@ def test_every_extra_has_a_purpose_and_is_in_all() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
     (everything,) = extras.pop("all")
     assert set(PURPOSES) == set(extras)
-    assert set(everything.removeprefix("clipkit[").removesuffix("]").split(",")) == set(extras)
+    assert set(everything.removeprefix("clipkit-train[").removesuffix("]").split(",")) == set(extras)
 
 
 def test_this_machine() -> None:

@@ -16,18 +16,18 @@ from clipkit.data.order.groups import GroupedOrder, group_by_value
 from clipkit.data.order.mixture import MixedOrder, Turns
 from clipkit.data.order.neighbours import group_neighbours
 from clipkit.data.random import key
-from clipkit.data.samples import Corpus
+from clipkit.data.samples import DatasetSamples
 from clipkit.errors import ConfigError, DataError
 from clipkit.store.schema import is_blob
 
 READ_ROWS = 65_536
 
 
-def build_order(config: DataConfig, corpora: Sequence[Corpus], *, batch_size: int, seed: int) -> Order:
+def build_order(config: DataConfig, parts: Sequence[DatasetSamples], *, batch_size: int, seed: int) -> Order:
     """The order that `shuffle`, `group_by`, `hard_negatives` and `caption: each` ask for, of one or several sources."""
     if not config.sources:
-        (corpus,) = corpora
-        return _order_of(config, corpus, batch_size=batch_size, seed=seed)
+        (samples,) = parts
+        return _order_of(config, samples, batch_size=batch_size, seed=seed)
     turns = Turns([source.weight for source in config.sources], batch_size)
     if _groups(config) and not (turns.are_whole and config.drop_last):
         raise ConfigError(
@@ -36,23 +36,23 @@ def build_order(config: DataConfig, corpora: Sequence[Corpus], *, batch_size: in
             "change the weights or `train.batch_size`, and leave `data.drop_last: false` out",
         )
     orders = [
-        _order_of(config, corpus, batch_size=share, seed=int(key(seed, number)))
-        for number, (corpus, share) in enumerate(zip(corpora, turns.largest, strict=True))
+        _order_of(config, samples, batch_size=share, seed=int(key(seed, number)))
+        for number, (samples, share) in enumerate(zip(parts, turns.largest, strict=True))
     ]
     return MixedOrder(tuple(orders), turns, batch_size, config.drop_last)
 
 
-def _order_of(config: DataConfig, corpus: Corpus, *, batch_size: int, seed: int) -> Order:
+def _order_of(config: DataConfig, samples: DatasetSamples, *, batch_size: int, seed: int) -> Order:
     """The order of one dataset's samples, `batch_size` of which are in a batch."""
     if config.group_by is not None:
-        groups = group_by_value(_labels(corpus, config.group_by))
+        groups = group_by_value(_labels(samples, config.group_by))
     elif config.hard_negatives is not None:
-        vectors = _vectors(corpus, config.hard_negatives.column)
+        vectors = _vectors(samples, config.hard_negatives.column)
         groups = group_neighbours(vectors, group_size=config.hard_negatives.group_size, seed=seed)
-    elif corpus.captions_per_row is not None:
-        return CaptionOrder(corpus.captions_per_row, batch_size, config.drop_last, seed, config.shuffle)
+    elif samples.captions_per_row is not None:
+        return CaptionOrder(samples.captions_per_row, batch_size, config.drop_last, seed, config.shuffle)
     else:
-        return plain_order(len(corpus), batch_size, shuffle=config.shuffle, drop_last=config.drop_last, seed=seed)
+        return plain_order(len(samples), batch_size, shuffle=config.shuffle, drop_last=config.drop_last, seed=seed)
     is_source = bool(config.sources)
     return GroupedOrder(*groups, batch_size, config.drop_last, seed, bool(config.shuffle), is_source)
 
@@ -64,24 +64,24 @@ def _groups(config: DataConfig) -> str | None:
     return "data.hard_negatives" if config.hard_negatives is not None else None
 
 
-def _labels(corpus: Corpus, column: str) -> np.ndarray:
+def _labels(samples: DatasetSamples, column: str) -> np.ndarray:
     """A number for each value of a column; -1 for null."""
-    check_column(corpus.dataset, column, "data.group_by")
-    found = corpus.dataset.schema.field(column).type
-    if pa.types.is_nested(found) or is_blob(corpus.dataset.schema.field(column)):
+    check_column(samples.dataset, column, "data.group_by")
+    found = samples.dataset.schema.field(column).type
+    if pa.types.is_nested(found) or is_blob(samples.dataset.schema.field(column)):
         raise DataError(
-            f"the column `{column}` of `{corpus.dataset.uri}` is {found}, and rows cannot be grouped by that",
+            f"the column `{column}` of `{samples.dataset.uri}` is {found}, and rows cannot be grouped by that",
             "`data.group_by` needs a column of single values, such as texts or integers",
         )
-    encoded = corpus.dataset.read([column]).column(0).combine_chunks().dictionary_encode()
-    labels: np.ndarray = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)[corpus.rows]
+    encoded = samples.dataset.read([column]).column(0).combine_chunks().dictionary_encode()
+    labels: np.ndarray = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)[samples.rows]
     return labels
 
 
-def _vectors(corpus: Corpus, column: str) -> np.ndarray:
-    check_vectors(corpus.dataset, column, "data.hard_negatives.column")
+def _vectors(samples: DatasetSamples, column: str) -> np.ndarray:
+    check_vectors(samples.dataset, column, "data.hard_negatives.column")
     parts = [
-        corpus.vectors(corpus.rows[start : start + READ_ROWS], column).astype(np.float16)
-        for start in range(0, len(corpus.rows), READ_ROWS)
+        samples.take_vectors(samples.rows[start : start + READ_ROWS], column).astype(np.float16)
+        for start in range(0, len(samples.rows), READ_ROWS)
     ]
     return np.concatenate(parts)
