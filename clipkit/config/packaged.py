@@ -33,6 +33,6 @@ def find_config(name: str | Path) -> Path:
         return packaged[path.name]
     close = difflib.get_close_matches(path.stem, packaged, n=1)
     raise ConfigError(
-        f"there is no config `{name}`" + (f"; did you mean `{close[0]}`?" if close else ""),
+        f"there is no config file `{name}`" + (f"; did you mean `{close[0]}`?" if close else ""),
         f"give a YAML file or a packaged config: {', '.join(packaged)}",
     )
