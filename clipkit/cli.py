@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import Annotated, Any
 
@@ -95,11 +96,19 @@ def _report(error: Exception) -> int:
         where = f": `{error.filename}`" if error.filename else ""
         console.print_error(f"{error.strerror}{where}", "CLIPKIT_DEBUG=1 shows where it happened")
         return 1
-    console.print_error(
-        f"{type(error).__name__}: {error}",
-        "this is a bug in clipkit: run it again with CLIPKIT_DEBUG=1 for the traceback, and report it",
-    )
+    hint = "this is a bug in clipkit: run it again with CLIPKIT_DEBUG=1 for the traceback, and report it"
+    if place := _place_in_plugin(error):
+        hint = f"it was raised in a plugin, at {place}: CLIPKIT_DEBUG=1 shows the traceback"
+    console.print_error(f"{type(error).__name__}: {error}", hint)
     return 1
+
+
+def _place_in_plugin(error: Exception) -> str | None:
+    """The innermost place in the code of a plugin that an error passed, as `file:line`."""
+    plugins = sys.modules.get("clipkit.config.plugins")
+    frames = traceback.extract_tb(error.__traceback__) if plugins is not None else ()
+    places = [f"`{frame.filename}:{frame.lineno}`" for frame in frames if plugins.is_plugin_file(frame.filename)]
+    return places[-1] if places else None
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
