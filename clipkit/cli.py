@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from clipkit import __version__, console
+from clipkit import __version__, console, signals
 from clipkit.commands import COMMANDS
 from clipkit.errors import ClipkitError
 
@@ -50,7 +48,7 @@ for register in COMMANDS:
 
 def main() -> None:
     """Run one command and exit: 0 done, 1 a reported error, 2 wrong usage, 3 rows rejected, 130, 143."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.raise_on_sigterm()
     for stream in (sys.stdout, sys.stderr):  # file names need not be text that a terminal can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -76,7 +74,7 @@ def _report_usage(error: Any) -> int:
         error.show()
     else:
         command = error.ctx.command_path if error.ctx else app.info.name
-        console.print_error(error.format_message(), f"`{command} --help` tells what there is")
+        console.print_error(error.format_message(), f"`{command} --help` lists its arguments and options")
     return 2
 
 
@@ -93,7 +91,3 @@ def _report(error: Exception) -> int:
         "this is a defect in clipkit: run again with CLIPKIT_DEBUG=1 for the traceback, and report it",
     )
     return 1
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)

@@ -16,6 +16,7 @@ import lance
 from clipkit.errors import DataError
 from clipkit.readers import Item, detect, read
 from clipkit.readers.loading import SourceGuard, load_images
+from clipkit.signals import StopSignals
 from clipkit.store import commit
 from clipkit.store.locks import exclusive, is_remote
 from clipkit.store.rejections import record_rejections
@@ -23,7 +24,6 @@ from clipkit.store.shards import discard, remove_orphans, writing_error
 from clipkit.store.staging import Staging
 from clipkit.store.writer import DatasetWriter
 from clipkit.workflows.ingest.intake import Intake
-from clipkit.workflows.ingest.interrupt import Interrupt
 from clipkit.workflows.ingest.options import IngestOptions, absolute_source
 from clipkit.workflows.ingest.start import Finished, IngestJob, start
 from clipkit.workflows.ingest.summary import Progress, Summary
@@ -40,12 +40,12 @@ def ingest(sources: Sequence[str], out: str, options: IngestOptions, *, progress
         _check_sources(sources, options)
     _check_out(out)
     try:
-        with exclusive(out) as folder, Interrupt() as interrupt:
+        with exclusive(out) as folder, StopSignals() as signals:
             staging = Staging(folder)
             job = start(out, sources, options, staging)
             if isinstance(job, Finished):
                 return replace(job.summary, seconds=time.monotonic() - started)
-            summary = _run(out, job, staging, interrupt, progress)
+            summary = _run(out, job, staging, signals, progress)
     except OSError as error:  # a full disk, above all: lance and this package's own files say it alike
         raise writing_error(out, error) from error
     first_row_s = None if summary.first_row_s is None else summary.first_row_s - started
@@ -71,18 +71,18 @@ def _check_out(out: str) -> None:
         raise DataError(f"`{out}` is a folder that holds no dataset", "choose another name for the dataset")
 
 
-def _run(out: str, job: IngestJob, staging: Staging, interrupt: Interrupt, progress: Progress | None) -> Summary:
+def _run(out: str, job: IngestJob, staging: Staging, signals: StopSignals, progress: Progress | None) -> Summary:
     if job.plan.kind == "replace" and job.plan.base_version is None and not is_remote(out):
         remove_orphans(out, [path for receipt in staging.receipts for path in receipt.paths])
     writer = DatasetWriter(out, staging, storage=job.options.storage)
     intake = Intake(out, job, staging, writer, progress)
     try:
         for number in range(writer.position.source, len(job.sources)):
-            _take_in(number, job, writer, intake, interrupt)
-            if interrupt.signal is not None:
+            _take_in(number, job, writer, intake, signals)
+            if signals.exit_code:
                 writer.finish_shard()
-                log.warning("interrupted: %d rows are kept; the same command with --resume goes on", writer.counts.rows)
-                interrupt.end()
+                log.warning("interrupted: %d rows are kept; resume it with `--resume`", writer.counts.rows)
+                signals.raise_exit()
         writer.finish_shard()
     except BaseException:
         writer.abandon()
@@ -92,7 +92,7 @@ def _run(out: str, job: IngestJob, staging: Staging, interrupt: Interrupt, progr
     return _finish(out, job, staging, writer, intake)
 
 
-def _take_in(number: int, job: IngestJob, writer: DatasetWriter, intake: Intake, interrupt: Interrupt) -> None:
+def _take_in(number: int, job: IngestJob, writer: DatasetWriter, intake: Intake, signals: StopSignals) -> None:
     """Everything of one source, from where earlier attempts came to."""
     source = job.sources[number]
     guard = SourceGuard(source)
@@ -103,7 +103,7 @@ def _take_in(number: int, job: IngestJob, writer: DatasetWriter, intake: Intake,
         fetch=job.options.fetch,
         wanted=intake.wants,
         guard=guard,
-        stopped=lambda: interrupt.signal is not None,
+        stopped=lambda: signals.exit_code > 0,
         digests=job.options.drop_repeats,
     )
     for one in loaded:
