@@ -1,9 +1,10 @@
-"""The command line: which commands there are, and how one ends (exit codes, errors, signals)."""
+"""The command line: its commands, and how they end (exit codes, errors, signals)."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -13,14 +14,15 @@ from clipkit import __version__, console, signals
 from clipkit.commands import COMMANDS
 from clipkit.errors import ClipkitError
 
-# What typer raises for an unknown option, a missing argument or a bad value: it does not export the base class.
+# The base class of what typer raises for wrong usage, which it does not export.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+# A config that is given as an argument.
+CONFIG_ARGUMENT = re.compile(r"unexpected extra argument\S* \((\S+\.ya?ml)\)")
 
 app = typer.Typer(
     name="clipkit",
-    help="Train, measure and use image-text models on one Lance dataset.",
+    help="Train and fine-tune CLIP-like image-text models on your own pictures, from one Lance dataset.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,7 +51,7 @@ for register in COMMANDS:
 def main() -> None:
     """Run one command and exit: 0 done, 1 a reported error, 2 wrong usage, 3 rows rejected, 130, 143."""
     signals.raise_on_sigterm()
-    for stream in (sys.stdout, sys.stderr):  # file names need not be text that a terminal can show
+    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that are not text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -57,7 +59,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         console.say("interrupted")
         code = 130
-    except BrokenPipeError:  # the reader of our stdout has gone, as `| head` does
+    except BrokenPipeError:  # nobody reads our stdout any more, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except USAGE_ERROR as error:
@@ -73,8 +75,13 @@ def _report_usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
     else:
-        command = error.ctx.command_path if error.ctx else app.info.name
-        console.print_error(error.format_message(), f"`{command} --help` lists its arguments and options")
+        command = error.ctx.command_path if error.ctx else "clipkit"
+        message = error.format_message()
+        config = CONFIG_ARGUMENT.search(message)
+        if config and any("--config" in param.opts for param in error.ctx.command.params):
+            console.print_error(message, f"name a config with an option: `{command} --config {config[1]}`")
+        else:
+            console.print_error(message, f"`{command} --help` lists the arguments and options")
     return 2
 
 
@@ -88,6 +95,6 @@ def _report(error: Exception) -> int:
         return 1
     console.print_error(
         f"{type(error).__name__}: {error}",
-        "this is a defect in clipkit: run again with CLIPKIT_DEBUG=1 for the traceback, and report it",
+        "this is a bug in clipkit: run it again with CLIPKIT_DEBUG=1 for the traceback, and report it",
     )
     return 1

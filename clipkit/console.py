@@ -1,8 +1,7 @@
-"""What a person sees: results on stdout, talk on stderr. Nothing heavy is imported here."""
+"""Output for people: results on stdout, everything else on stderr. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,8 @@ from typing import Any
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout, on one line."""
+    import json
+
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
@@ -19,7 +20,7 @@ def print_result(text: str) -> None:
 
 
 def say(text: str = "") -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -31,7 +32,7 @@ def print_error(message: str, hint: str = "") -> None:
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A plain table: the first column to the left, numbers to the right."""
+    """A plain-text table: the first column is aligned left, the others right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
 
@@ -51,7 +52,7 @@ def format_bytes(size: float) -> str:
 
 
 class StderrHandler(logging.Handler):
-    """Log lines on stderr that do not tear a progress bar: `warning: …`, and info as it is."""
+    """Writes log lines above a progress bar, as `warning: …`; info lines have no prefix."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)

@@ -1,4 +1,4 @@
-"""What the README tells a reader to type exists."""
+"""The README is short, and what it tells people to type exists."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ README = (ROOT / "README.md").read_text()
 FENCED = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 INLINE = re.findall(r"`(clipkit [^`]+)`", README)
 COMMANDS = sorted({line.split("#")[0].strip() for line in "\n".join([*FENCED, *INLINE]).splitlines()} - {""})
+
+
+def test_it_is_read_in_two_minutes() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("clipkit ")])

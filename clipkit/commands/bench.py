@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from clipkit.config import DataConfig
     from clipkit.types import Tokenizer
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A training config, a YAML file.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="A YAML file or a packaged config.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the config: `a.b=c`.")
 ]
@@ -31,18 +33,20 @@ def register(app: typer.Typer) -> None:
 def loader(
     config: ConfigOption = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A Lance dataset, in place of a config: plain resize, no augmentation.")
+        str | None, typer.Option(help="A Lance dataset instead of a config: plain resizing, no augmentation.")
     ] = None,
-    image_size: Annotated[int, typer.Option(min=1, help="With --dataset: the size delivered.")] = 224,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples a batch; the config's, or 64.")] = None,
+    image_size: Annotated[int, typer.Option(min=1, help="With --dataset: the size of the images delivered.")] = 224,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples per batch; the config's or 64 by default.")
+    ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="With --dataset: a model or folder whose tokenizer is used too.")
+        str | None, typer.Option(help="With --dataset, also tokenize: a model or folder with a tokenizer.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long loader and ceiling each are measured.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure the loader, and the ceiling.")] = 5.0,
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Images a second in training, against decoding alone."""
+    """Images per second that the loader delivers, compared with decoding alone."""
     if (config is None) == (dataset is None):
         raise typer.BadParameter("give either --config or --dataset")
     from clipkit.workflows.bench import bench_loader, inputs_of_training, plain_inputs
@@ -70,12 +74,12 @@ def loader(
 def step(
     config: ConfigOption = None,
     sets: SetOption = None,
-    num_steps: Annotated[int, typer.Option("--steps", min=1, help="Steps in each of five rounds.")] = 10,
+    num_steps: Annotated[int, typer.Option("--steps", min=1, help="Steps in each of the five rounds.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Samples a second of the step, on real and on repeated data."""
+    """Samples per second of the training step, on real data and on one repeated batch."""
     if config is None:
-        raise typer.BadParameter("--config is needed")
+        raise typer.BadParameter("give a config with --config")
     from clipkit.train.session import open_session
 
     session = open_session(config, sets or [])
@@ -90,7 +94,7 @@ def step(
         console.print_json(asdict(report))
         return
     console.print_result(
-        f"{report.samples_per_s:,.0f} samples a second with real data, {report.synthetic_samples_per_s:,.0f} without "
+        f"{report.samples_per_s:,.0f} samples per second with real data, {report.synthetic_samples_per_s:,.0f} without "
         f"loading: {report.ratio:.0%} (batch {report.batch_size}, {report.device})"
     )
 
@@ -104,12 +108,12 @@ def _load_tokenizer(data: DataConfig, name: str | None) -> Tokenizer | None:
 
 
 def _loader_text(report: dict[str, Any]) -> str:
-    lines = [f"{report['images_per_s']:,.0f} images a second in batches of {report['batch_size']}"]
+    lines = [f"{report['images_per_s']:,.0f} images per second in batches of {report['batch_size']}"]
     if report["ratio"] is not None:
         lines.append(
-            f"{report['ratio']:.0%} of the {report['ceiling_images_per_s']:,.0f} that decoding and resizing "
-            f"alone reach ({report['decoder']}, {report['workers']} threads)"
+            f"{report['ratio']:.0%} of the {report['ceiling_images_per_s']:,.0f} of decoding and resizing alone "
+            f"({report['decoder']}, {report['workers']} threads)"
         )
     lines.append(f"first batch after {report['first_batch_s']:.2f} s; at most {report['peak_rss_mb']:,.0f} MB resident")
-    table = console.format_table(["stage", "ms a batch"], [(k, f"{v:.2f}") for k, v in report["stages_ms"].items()])
+    table = console.format_table(["stage", "ms per batch"], [(k, f"{v:.2f}") for k, v in report["stages_ms"].items()])
     return "\n".join([*lines, "", table, *(f"\n{advice}" for advice in report["advice"])])

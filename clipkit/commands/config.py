@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 def config(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Print this packaged config: `clipkit config NAME > my.yaml`."),
+        typer.Argument(metavar="NAME", help="Print this packaged config: `clipkit config NAME > my.yaml`."),
     ] = None,
     file: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""`clipkit export-corpus`: a dataset back into files that other tools read."""
+"""`clipkit export-corpus`: a dataset as files that other tools read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def register(app: typer.Typer) -> None:
 
 def export_corpus(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path or URI of the Lance dataset.")],
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; it must not be there yet.")],
-    format: Annotated[Literal["webdataset", "imagefolder", "coco"], typer.Option(help="What to write.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write, new or empty.")],
+    format: Annotated[Literal["webdataset", "imagefolder", "coco"], typer.Option(help="The format to write.")],
     where: Annotated[
-        str | None, typer.Option(metavar="SQL", help="SQL over the columns that chooses the rows.")
+        str | None, typer.Option(metavar="SQL", help="Export only the rows that match this SQL filter.")
     ] = None,
     version: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="A version's number or tag; the newest when left out.")
+        str | None, typer.Option(metavar="VERSION", help="A version number or tag; the newest by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Write images and captions back out in a common format."""
+    """Export images and captions in a common format."""
     from tqdm import tqdm
 
     from clipkit.workflows.export_corpus import export_corpus

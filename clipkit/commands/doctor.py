@@ -1,4 +1,4 @@
-"""`clipkit doctor`: what is installed, and what this machine can do."""
+"""`clipkit doctor`: what is installed, and the devices of this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipkit import console
+from clipkit.errors import DISTRIBUTION
 
 if TYPE_CHECKING:
     from clipkit.workflows.doctor import Device, Diagnosis
@@ -17,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False) -> None:
-    """Show what is installed, and what there is to compute on."""
+    """Show what is installed, and the devices of this machine."""
     from dataclasses import asdict
 
     from clipkit.workflows.doctor import diagnose
@@ -35,16 +36,12 @@ def _lines(diagnosis: Diagnosis) -> list[str]:
     lines += [f"{name} {version or 'MISSING'}" for name, version in diagnosis.packages.items()]
     lines.append("")
     for name, extra in diagnosis.extras.items():
-        state = (
-            f"lacks {', '.join(extra.missing)}: pip install 'clipkit-train[{name}]'" if extra.missing else "installed"
-        )
-        lines.append(f"extra {name}, for {extra.purpose}: {state}")
-    lines += ["", *(f"problem: {problem}" for problem in diagnosis.problems)]
-    if not diagnosis.problems:
-        lines.append("nothing is missing that a command cannot do without")
-    return lines
+        hint = f"`pip install '{DISTRIBUTION}[{name}]'` adds {', '.join(extra.missing)}"
+        lines.append(f"extra {name}, for {extra.purpose}: {hint if extra.missing else 'installed'}")
+    problems = [f"problem: {problem}" for problem in diagnosis.problems]
+    return [*lines, "", *(problems or ["no problems: every required package is installed"])]
 
 
 def _device_line(device: Device) -> str:
     memory = f", {device.memory_gb} GB" if device.memory_gb else ""
-    return f"{device.name}: {device.description}{memory}, bf16 {device.bf16 or 'slow or not at all'}"
+    return f"{device.name}: {device.description}{memory}, bf16 {device.bf16 or 'slow or not supported'}"

@@ -1,4 +1,4 @@
-"""`clipkit info`: what is in a dataset, and what stands in two of its splits."""
+"""`clipkit info`: what a dataset holds, and which images occur in two of its splits."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def register(app: typer.Typer) -> None:
 def info(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path or URI of the Lance dataset.")],
     version: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="A version's number or tag; the newest when left out.")
+        str | None, typer.Option(metavar="VERSION", help="A version number or tag; the newest by default.")
     ] = None,
     leaks: Annotated[
-        bool, typer.Option("--leaks", help="Look for images that stand in two splits, the same or nearly so.")
+        bool, typer.Option("--leaks", help="Look for images that occur in two splits, identical or similar.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Tell what a dataset holds and where it came from."""
+    """Show what a dataset holds and where it came from."""
     from clipkit.workflows.info import describe
 
     found = describe(dataset, version=version)
@@ -54,13 +54,13 @@ def _find_leaks(dataset: str, version: str | None, num_rows: int) -> Leaks:
 def _sections(found: Info) -> list[str]:
     splits = ", ".join(f"{name} {rows}" for name, rows in found.splits.items()) or "none"
     if found.num_without_split and found.splits:
-        splits += f", without {found.num_without_split}"
+        splits += f", no split {found.num_without_split}"
     images = found.images
     formats = ", ".join(f"{name} {number}" for name, number in images.formats.items())
     spreads: list[tuple[str, Spread | None]] = [
-        ("captions an image", found.captions_per_image),
-        ("words a caption", found.caption_words),
-        ("characters a caption", found.caption_chars),
+        ("captions per image", found.captions_per_image),
+        ("words per caption", found.caption_words),
+        ("characters per caption", found.caption_chars),
         ("image width, px", images.width),
         ("image height, px", images.height),
         ("image bytes, sampled", images.bytes),
@@ -69,8 +69,8 @@ def _sections(found: Info) -> list[str]:
         f"{found.dataset}, version {found.version}: {found.rows} rows, {found.captions} captions, "
         f"{console.format_bytes(found.total_bytes)}",
         f"splits: {splits}",
-        f"images: {images.storage} column; of {images.num_sampled} looked at: {formats or 'none'}"
-        + (f"; {images.num_rotated} turned by EXIF when read" if images.num_rotated else ""),
+        f"images: {images.storage} column; formats of {images.num_sampled} of them: {formats or 'none'}"
+        + (f"; {images.num_rotated} rotated by EXIF when read" if images.num_rotated else ""),
         f"files: {found.num_fragments} fragments, storage version {found.storage_version}"
         + (f", indices {', '.join(found.indices)}" if found.indices else ""),
     ]
@@ -84,30 +84,34 @@ def _sections(found: Info) -> list[str]:
         console.format_table(("", "min", "median", "mean", "max"), numbers),
         console.format_table(("version", "created", "rows", "tags"), versions),
         "\n".join(["where it came from:", *map(_origin, found.provenance or [{}])]),
-        f"read an image with plain Lance:\n{images.how_to_read}",
+        f"how to read an image with Lance alone:\n{images.how_to_read}",
     ]
 
 
 def _origin(provenance: Any) -> str:
     if not provenance:
-        return "  it does not say"
+        return "  not recorded"
     sources = ", ".join(provenance.get("sources", []))
     formats = ", ".join(provenance.get("formats", []))
-    return (
+    lines = [
         f"  {provenance.get('created', '')}  {sources} ({formats}): {provenance.get('rows')} rows, "
         f"{provenance.get('rejected')} rejected, by clipkit {provenance.get('clipkit')}"
-    )
+    ]
+    for report in provenance.get("reports", []):
+        parts = {"files": report["files"], "images from": report["image_folders"], "not read": report["passed_over"]}
+        lines += [f"    {title} {', '.join(names)}" for title, names in parts.items() if names]
+    return "\n".join(lines)
 
 
 def _leaks(leaks: Leaks) -> str:
-    lines = [f"leaks: {len(leaks.exact)} images stand in two splits as they are, {len(leaks.near)} pairs look alike"]
+    lines = [f"leaks: {len(leaks.exact)} images occur in two splits, {len(leaks.near)} more pairs look alike"]
     for members in leaks.exact[:NUM_SHOWN]:
         lines.append("  same   " + " = ".join(f"{member.image_id} ({member.split})" for member in members))
     for near in leaks.near[:NUM_SHOWN]:
         pair = " ~ ".join(f"{member.image_id} ({member.split})" for member in near.images)
         lines.append(f"  alike  {pair}, {near.distance} of 64 bits apart")
     if max(len(leaks.exact), len(leaks.near)) > NUM_SHOWN:
-        lines.append("  … all of them with --json")
+        lines.append("  … `--json` lists all of them")
     if leaks.num_unreadable:
-        lines.append(f"  {leaks.num_unreadable} images could not be decoded and were not compared")
+        lines.append(f"  {leaks.num_unreadable} images cannot be decoded and were not compared")
     return "\n".join(lines)

@@ -19,8 +19,8 @@ def init(
         bool, typer.Option("--pretrained", help="Start from published weights, which `train` downloads once.")
     ] = False,
 ) -> None:
-    """Print a training config that fits a dataset and this machine."""
+    """Print a config that fits a dataset and this machine."""
     from clipkit.workflows.init import propose_config
 
     console.print_result(propose_config(dataset, pretrained=pretrained).rstrip())
-    console.say("next, with this in run.yaml: clipkit train --config run.yaml")
+    console.say("next: clipkit train --config run.yaml, with this config in run.yaml")

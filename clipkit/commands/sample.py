@@ -1,4 +1,4 @@
-"""`clipkit sample`: corpora that clipkit makes itself."""
+"""`clipkit sample`: sample corpora."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def _sample() -> None:
 def shapes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write, new or empty.")],
     num_images: Annotated[
-        int, typer.Option(metavar="N", min=12, help="How many images; 500 are for testing, or a sixth.")
+        int, typer.Option(metavar="N", min=12, help="How many images; 500 of them, or a sixth, are test images.")
     ] = 3000,
     seed: Annotated[int, typer.Option(metavar="N", help="The same seed gives the same bytes.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Rendered scenes of two or three shapes with five captions each, in the format of Kaggle's Flickr8k."""
+    """Render scenes of two or three shapes with five captions each, in the format of Kaggle's Flickr8k."""
     from collections import Counter
 
     from tqdm import tqdm

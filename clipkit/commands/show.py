@@ -18,18 +18,18 @@ def register(app: typer.Typer) -> None:
 
 def show(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path or URI of the Lance dataset.")],
-    num: Annotated[int, typer.Option(metavar="N", min=1, help="How many images, spread over the rows.")] = 24,
+    num: Annotated[int, typer.Option(metavar="N", min=1, help="How many images, evenly spread over the rows.")] = 24,
     where: Annotated[
-        str | None, typer.Option(metavar="SQL", help="SQL over the columns, such as \"split = 'test'\".")
+        str | None, typer.Option(metavar="SQL", help="Show only rows that match, such as \"split = 'test'\".")
     ] = None,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="The file to write: a picture, or a page (.html).")
+        Path, typer.Option(metavar="FILE", help="The file to write: a picture, or a web page (.html).")
     ] = DEFAULT_OUT,
     version: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="A version's number or tag; the newest when left out.")
+        str | None, typer.Option(metavar="VERSION", help="A version number or tag; the newest by default.")
     ] = None,
 ) -> None:
-    """Draw images with their captions into a picture or a page."""
+    """Draw a contact sheet of images and captions, PNG or HTML."""
     from clipkit.workflows.show import save_sheet
 
     shown = save_sheet(dataset, out, num=num, where=where, version=version)

@@ -12,15 +12,17 @@ from typing import Any
 
 from clipkit.errors import DataError
 from clipkit.readers.json_stream import elements, first_elements
-from clipkit.readers.paths import BadPath, Root, find_image_folder, folders_in
-from clipkit.readers.source import Item, ReadOptions, Rejected, split_in_name, split_name
+from clipkit.readers.paths import BadPath, Root, folders_in
+from clipkit.readers.search import ImageSearch
+from clipkit.readers.source import Item, ReadOptions, Rejected, SourceReport, split_in_name, split_name
+from clipkit.readers.table import candidates
 from clipkit.readers.values import RESERVED, as_captions, as_scalar, kept_name
 from clipkit.store.groups import Groups
 from clipkit.types import Record, Scalar
 
 PATTERNS = ("captions*.json", "dataset_*.json", "*.json")
 ANNOTATIONS_FOLDER = "annotations"
-# What a record takes from an image's fields by itself, and what its own columns say better.
+# Fields of an image that a record has anyway, or that its own columns replace.
 OWN_FIELDS = RESERVED | {"id", "cocoid", "file_name", "filename", "filepath", "sentences", "sentids"}
 
 
@@ -28,30 +30,31 @@ def detect(source: str) -> bool:
     return bool(_caption_files(Path(source)))
 
 
-def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
+def read(source: str, options: ReadOptions, skip: int, report: SourceReport) -> Iterator[Item]:
     """Records in the order of the files' `images`."""
-    return islice(_read(Path(source), options), skip, None)
+    return islice(_read(Path(source), options, report), skip, None)
 
 
-def _read(source: Path, options: ReadOptions) -> Iterator[Item]:
+def _read(source: Path, options: ReadOptions, report: SourceReport) -> Iterator[Item]:
     files = _caption_files(source)
     if not files:
         raise DataError(
-            f"`{source}` is no COCO or Karpathy caption file, nor a folder with some",
-            "a file has `images` and `annotations` with captions, or `images` with `sentences`",
+            f"`{source}` is not a COCO or Karpathy caption file, or a folder of them",
+            "such a file has `images` and `annotations` with captions, or `images` with `sentences`",
         )
+    if source.is_dir():
+        report.passed_over += [os.path.relpath(file, source) for file in candidates(source) if file not in files]
     for file in files:
+        report.files.append(os.path.relpath(file, source) if source.is_dir() else file.name)
         names = _image_names(file)
-        folder = options.image_dir or find_image_folder(_base_of(file), names, allow_outside=options.allow_outside)
-        root = Root(folder, allow_outside=options.allow_outside)
+        root = ImageSearch(_base_of(file), names, options, report)
         read_file = _read_karpathy if _is_karpathy(file) else _read_coco
         yield from read_file(file, root, options)
 
 
 def _read_coco(file: Path, root: Root, options: ReadOptions) -> Iterator[Item]:
     split = split_in_name(file.stem)
-    # A group's first three texts are the image's file, id and columns; images are entered first, so that theirs
-    # is the order.
+    # A group's first three texts are the image's file, id and columns. Images are added first: theirs is the order.
     groups = Groups()
     for number, image in _objects(file, "images", "id"):
         if str(image["id"]) not in groups:
@@ -79,12 +82,12 @@ def _read_karpathy(file: Path, root: Root, options: ReadOptions) -> Iterator[Ite
         name = str(image.get("filename") or "")
         relative = os.path.join(image.get("filepath") or "", name)
         if not os.path.isfile(os.path.join(root.folder, relative)):
-            relative = name  # the folders that `filepath` speaks of have often been left out
+            relative = name  # the folders that `filepath` names are often missing
         yield _item(root, name, relative, Record("", b"", captions, place, split, extra))
 
 
 def _extra(image: Mapping[str, Any], number: object, options: ReadOptions) -> dict[str, Scalar]:
-    """COCO's number of the image, and the fields of it that are to be kept."""
+    """COCO's number of the image, and the fields to keep."""
     extra: dict[str, Scalar] = {"coco_id": number} if isinstance(number, int) else {}
     others = [name for name in image if name not in OWN_FIELDS] if "*" in options.keep else options.keep
     return {**extra, **{kept_name(name): as_scalar(image[name]) for name in others if name in image}}
@@ -92,7 +95,7 @@ def _extra(image: Mapping[str, Any], number: object, options: ReadOptions) -> di
 
 def _item(root: Root, image_id: str, file_name: str, draft: Record) -> Item:
     try:
-        image = root.resolve(file_name)
+        image = root.locate(file_name, draft.split)
     except BadPath as error:
         return Rejected(image_id, draft.source, str(error))
     if not draft.captions:
@@ -101,10 +104,10 @@ def _item(root: Root, image_id: str, file_name: str, draft: Record) -> Item:
 
 
 def _objects(file: Path, array: str, needed: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The array's elements with their numbers; raises DataError for one without the field that is needed."""
+    """The array's elements with their numbers; raises DataError for one without the field `needed`."""
     for number, element in enumerate(elements(file, array)):
         if not isinstance(element, dict) or needed not in element:
-            raise DataError(f"`{array}[{number}]` of `{file}` has no `{needed}`", "is it a file of captions?")
+            raise DataError(f"`{array}[{number}]` of `{file}` has no `{needed}`", "name a file of captions")
         yield number, element
 
 
@@ -117,12 +120,12 @@ def _image_names(file: Path) -> Iterator[str]:
 
 
 def _base_of(file: Path) -> Path:
-    """Where images are looked for: beside the file, and beside a folder named `annotations`."""
+    """Where images are searched: beside the file, or beside its folder if that is named `annotations`."""
     return file.parent.parent if file.parent.name == ANNOTATIONS_FOLDER else file.parent
 
 
 def _caption_files(source: Path) -> list[Path]:
-    """The file itself, or a folder's caption files: the first pattern that any of them answers to."""
+    """The file itself, or a folder's caption files, by the first pattern that matches any."""
     if source.is_file():
         return [source] if source.suffix == ".json" and _has_captions(source) else []
     if not source.is_dir():
@@ -146,7 +149,7 @@ def _is_karpathy(file: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def _first_elements(file: Path, modified_ns: int) -> dict[str, Any]:
-    """The first element of `images` and of `annotations`, as far as they are objects (it may be a long way)."""
+    """The first element of `images` and of `annotations` if they are objects."""
     found: dict[str, Any] = {}
     try:
         for key, value in first_elements(file, "images", "annotations"):

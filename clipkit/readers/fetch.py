@@ -1,4 +1,4 @@
-"""Images by URL: fetched concurrently, a bounded number at a time and a host, given back in order."""
+"""Images by URL, fetched concurrently with limits in total and a host, and returned in order."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from clipkit import __version__
 from clipkit.readers.source import Item, Rejected
 from clipkit.types import Record, Url
 
-POLL_S = 0.2  # how often a long wait looks whether it is to stop
+POLL_S = 0.2  # how often a long wait checks whether to stop
 RETRIED_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """How much is asked of servers at once, and when one is given up."""
+    """Limits on concurrent requests, and when to give up."""
 
     max_concurrent: int = 32
     max_per_host: int = 8
-    max_ahead: int = 256  # URLs that are asked for before the first of them is there
-    max_ahead_bytes: int = 64_000_000  # no further ones are, while this much waits to be given back
-    timeout_s: float = 30.0  # for one answer, from the connection to its last byte
+    max_ahead: int = 256  # URLs requested before the first of them has arrived
+    max_ahead_bytes: int = 64_000_000  # no further ones are requested while this much waits
+    timeout_s: float = 30.0  # for one response, from the connection to the last byte
     num_attempts: int = 4
     backoff_s: float = 0.5  # doubled with each attempt
-    max_wait_s: float = 60.0  # a server that asks for a longer pause is given up
+    max_wait_s: float = 60.0  # a longer pause is not waited for
     max_bytes: int = 100_000_000
     max_redirects: int = 5
 
@@ -48,7 +48,7 @@ def fetch_urls(
     wanted: Callable[[Record], bool],
     stopped: Callable[[], bool],
 ) -> Iterator[Item]:
-    """The same items in the same order, where those with a URL that are wanted have bytes, or are rejected.
+    """The same items in the same order; wanted ones with a URL get bytes, or are rejected.
 
     Ends early once `stopped` says so.
     """
@@ -74,7 +74,7 @@ def _is_done(entry: tuple[Item, Future[bytes] | None]) -> bool:
 
 
 def _wait(entry: tuple[Item, Future[bytes] | None], stopped: Callable[[], bool]) -> bool:
-    """Wait for an answer; False where it is not waited for any longer."""
+    """Wait for a response; False once `stopped` says so."""
     while entry[1] is not None and not entry[1].done():
         if stopped():
             return False
@@ -83,7 +83,7 @@ def _wait(entry: tuple[Item, Future[bytes] | None], stopped: Callable[[], bool])
 
 
 class FetchError(Exception):
-    """Why a URL gives no image; `retry_after_s` where asking again may help."""
+    """Why a URL cannot be fetched; `retry_after_s` where trying again may help."""
 
     def __init__(self, reason: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(reason)
@@ -92,7 +92,7 @@ class FetchError(Exception):
 
 @dataclass(slots=True)
 class _Host:
-    """A server's own limit, and when it wants to be asked again."""
+    """A server's own limit, and when it may be asked again."""
 
     slots: asyncio.Semaphore
     resume_at: float = 0.0
@@ -134,7 +134,7 @@ class _Fetcher:
         return asyncio.run_coroutine_threadsafe(self._fetch(address), self._loop)
 
     def collect(self, item: Item, future: Future[bytes] | None) -> Item:
-        """The item with the bytes that have come."""
+        """The item with its bytes."""
         if future is None or not isinstance(item, Record):
             return item
         try:
@@ -176,7 +176,7 @@ class _Fetcher:
             self._waiting_bytes += num_bytes
 
     async def _fetch(self, address: str) -> bytes:
-        """The answer's body after as many attempts as it takes; raises FetchError."""
+        """The response's body, after as many attempts as it takes; raises FetchError."""
         name = address.split("/", 3)[2]
         host = self._hosts.setdefault(name, _Host(asyncio.Semaphore(self._options.max_per_host)))
         host.num_users += 1
@@ -212,12 +212,12 @@ class _Fetcher:
                 except httpx.TooManyRedirects as error:
                     raise FetchError(f"redirected more than {self._options.max_redirects} times") from error
                 except (httpx.UnsupportedProtocol, httpx.DecodingError, httpx.InvalidURL, UnicodeError) as error:
-                    raise FetchError(f"no URL that can be fetched: {error}") from error
+                    raise FetchError(f"the URL cannot be fetched: {error}") from error
                 except httpx.TransportError as error:
                     raise FetchError(f"the connection failed ({type(error).__name__})", retry_after_s=0.0) from error
                 except FetchError:
                     raise
-                except Exception as error:  # whatever one address makes of the libraries, it is not the others' end
+                except Exception as error:  # one bad address must not end the others
                     raise FetchError(f"cannot be fetched ({type(error).__name__})") from error
 
     async def _get(self, address: str, host: _Host) -> bytes:
@@ -240,13 +240,13 @@ class _Fetcher:
             return FetchError(reason)
         wait_s = retry_after_s(response.headers.get("Retry-After", ""))
         if wait_s > self._options.max_wait_s:
-            return FetchError(f"{reason}, to be asked again only in {wait_s:.0f} s")
+            return FetchError(f"{reason}, to be retried only after {wait_s:.0f} s")
         host.resume_at = max(host.resume_at, time.monotonic() + wait_s)
         return FetchError(reason, retry_after_s=wait_s)
 
 
 def retry_after_s(header: str) -> float:
-    """The pause that a `Retry-After` header asks for, in seconds or until a date; 0 for none."""
+    """The pause that a `Retry-After` header asks for (seconds, or until a date); 0 for none."""
     if header.strip().isdigit():
         return float(header)
     try:

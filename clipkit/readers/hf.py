@@ -12,8 +12,8 @@ import pyarrow as pa
 from clipkit.errors import DataError
 from clipkit.readers.arrow import BATCH_ROWS, batch_rows
 from clipkit.readers.paths import Root
-from clipkit.readers.rows import Row, num_records, records
-from clipkit.readers.source import Item, ReadOptions, split_name
+from clipkit.readers.rows import TableRow, num_records, records
+from clipkit.readers.source import Item, ReadOptions, SourceReport, split_name
 
 STATE_FILE = "state.json"
 SPLITS_FILE = "dataset_dict.json"
@@ -24,7 +24,7 @@ def detect(source: str) -> bool:
     return (path / STATE_FILE).is_file() or (path / SPLITS_FILE).is_file()
 
 
-def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
+def read(source: str, options: ReadOptions, skip: int, report: SourceReport) -> Iterator[Item]:
     """Records of a saved dataset, or of each split of a saved dictionary of them in its order."""
     path = Path(source)
     if (path / SPLITS_FILE).is_file():
@@ -52,9 +52,11 @@ class ArrowTable:
             with pa.memory_map(str(self._files[0])) as stream, pa.ipc.open_stream(stream) as reader:
                 self.schema = reader.schema
         except (KeyError, TypeError, IndexError, OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"`{folder}` is no dataset saved by `datasets`: {error}", "is it complete?") from error
+            raise DataError(
+                f"`{folder}` is not a dataset saved by `datasets`: {error}", "check that all files are there"
+            ) from error
 
-    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[TableRow]:
         has_images = any(pa.types.is_nested(self.schema.field(c).type) for c in columns if c in self.schema.names)
         number = 0
         for file in self._files:
@@ -69,17 +71,17 @@ class ArrowTable:
 def _batches(file: Path, skip: int, *, is_read: bool) -> Iterator[tuple[int, pa.RecordBatch | None]]:
     """Each batch's rows and the batch itself, None where it ends before the `skip`th row.
 
-    The file is mapped, so that what is passed over and columns that are not asked for are not read; what is to be
-    read in full is read as a stream, for mapped pages would count as this process's memory.
+    The file is mapped, so that skipped rows and other columns are not read. What is read in full is read as a stream:
+    mapped pages would count as this process's memory.
     """
     try:
         with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as reader:
             place = mapped.tell()
             for batch in reader:
-                is_passed_over = batch.num_rows <= skip
-                if is_read and not is_passed_over:
+                is_skipped = batch.num_rows <= skip
+                if is_read and not is_skipped:
                     break
-                yield batch.num_rows, None if is_passed_over else batch
+                yield batch.num_rows, None if is_skipped else batch
                 skip -= batch.num_rows
                 place = mapped.tell()
             else:
@@ -91,7 +93,7 @@ def _batches(file: Path, skip: int, *, is_read: bool) -> Iterator[tuple[int, pa.
                 batch = pa.ipc.read_record_batch(message, schema)
                 yield batch.num_rows, batch
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"`{file}` cannot be read on: {error}", "is the file complete?") from error
+        raise DataError(f"`{file}` cannot be read any further: {error}", "check that the file is complete") from error
 
 
 def _next_message(stream: pa.NativeFile) -> pa.ipc.Message | None:
@@ -105,5 +107,5 @@ def _load_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"`{file}` cannot be read: {error}", "is the saved dataset complete?") from error
+        raise DataError(f"`{file}` cannot be read: {error}", "check that the saved dataset is complete") from error
     return value if isinstance(value, dict) else {}

@@ -2,53 +2,64 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from clipkit.errors import DataError
-from clipkit.readers import table
-from clipkit.readers.paths import BadPath, Root, folders_in, is_image_name
-from clipkit.readers.rows import records
-from clipkit.readers.source import Item, ReadOptions, Rejected, split_name
+from clipkit.readers import sidecar, table
+from clipkit.readers.paths import BadPath, Root, files_in, folders_in, images_in
+from clipkit.readers.rows import image_names, records
+from clipkit.readers.search import ImageSearch
+from clipkit.readers.source import Item, ReadOptions, Rejected, SourceReport, split_name
 from clipkit.types import Record
 
 METADATA_FILES = ("metadata.parquet", "metadata.jsonl", "metadata.csv")
 FILE_NAME = "file_name"
+MIN_CLASSES = 2  # folders of images: one is rather a folder of pictures than a class
 SPLIT_FOLDERS = frozenset(("train", "test", "dev", "val", "valid", "validation"))
 
 
 def detect(source: str) -> bool:
+    """Whether the folder has metadata, or is one of classes: two or more, and nothing beside them with captions."""
     path = Path(source)
     if not path.is_dir():
         return False
-    # A table beside a folder of images says more of them than that folder's name.
-    return bool(_metadata_files(path)) or (any(_class_folders(path)) and not table.detect(source))
+    if _metadata_files(path):
+        return True
+    classes = {folder.name for folder in islice(_class_folders(path), MIN_CLASSES + 1)}
+    has_others = sidecar.detect(source) or table.detect(source) or table.not_understood(path) is not None
+    return len(classes) >= MIN_CLASSES and not has_others
 
 
-def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
+def read(source: str, options: ReadOptions, skip: int, report: SourceReport) -> Iterator[Item]:
     """Records in the metadata's order, or by class and file name."""
     path = Path(source)
     if not path.is_dir():
-        raise DataError(f"`{source}` is no folder of images", "name the folder that holds the metadata or the classes")
+        raise DataError(f"`{source}` is not a folder", "name the folder that holds the metadata or the classes")
     files = _metadata_files(path)
-    items = _read_metadata(path, files, options) if files else _read_classes(path, options)
+    items = _read_metadata(path, files, options, report) if files else _read_classes(path, options, report)
     return islice(items, skip, None)
 
 
-def _read_metadata(source: Path, files: list[Path], options: ReadOptions) -> Iterator[Item]:
+def _read_metadata(source: Path, files: list[Path], options: ReadOptions, report: SourceReport) -> Iterator[Item]:
     for file in files:
-        root = Root(file.parent, allow_outside=options.allow_outside)
         folder = "" if file.parent == source else f"{file.parent.relative_to(source).as_posix()}/"
         split = _split_of(file.parent) if folder else None
-        given = replace(options, image_column=options.image_column or FILE_NAME)
-        yield from records(table.open_table([file], given), given, root, prefix=folder, split=split)
+        metadata = table.open_table([file], options, report)
+        if FILE_NAME in metadata.schema.names and options.image_column is None:
+            options = replace(options, image_column=FILE_NAME)
+        root = ImageSearch(file.parent, image_names(metadata, options, report), options, report)
+        report.files.append(f"{folder}{file.name}")
+        yield from records(metadata, options, root, prefix=folder, split=split, report=report)
 
 
-def _read_classes(source: Path, options: ReadOptions) -> Iterator[Item]:
+def _read_classes(source: Path, options: ReadOptions, report: SourceReport) -> Iterator[Item]:
     root = Root(source, allow_outside=options.allow_outside)
+    example = options.class_template.replace("{}", "…")
+    report.note(f"the captions are made of the names of the folders: `{example}` (--class-template changes it)")
+    report.passed_over += [file.name for file in files_in(source)]
     for folder in _class_folders(source):
         label = folder.name.replace("_", " ").strip()
         captions = (options.class_template.replace("{}", label),)
@@ -60,6 +71,7 @@ def _read_classes(source: Path, options: ReadOptions) -> Iterator[Item]:
             except BadPath as error:
                 yield Rejected(image_id, image_id, str(error))
                 continue
+            report.count_image(str(folder))
             yield Record(image_id, image, captions, image_id, split, {"label": folder.name})
 
 
@@ -73,7 +85,7 @@ def _metadata_files(source: Path) -> list[Path]:
 def _class_folders(source: Path) -> Iterator[Path]:
     """Folders that images lie in, right below the source or below folders named as splits."""
     for folder in folders_in(source):
-        if folder.name.lower() in SPLIT_FOLDERS and not any(_images_in(folder)):
+        if folder.name.lower() in SPLIT_FOLDERS and not any(images_in(folder)):
             yield from (below for below in folders_in(folder) if any(_images_below(below)))
         elif any(_images_below(folder)):
             yield folder
@@ -81,14 +93,9 @@ def _class_folders(source: Path) -> Iterator[Path]:
 
 def _images_below(folder: Path) -> Iterator[str]:
     """Paths of images relative to the folder, in order."""
-    yield from _images_in(folder)
+    yield from images_in(folder)
     for below in folders_in(folder):
         yield from (f"{below.name}/{name}" for name in _images_below(below))
-
-
-def _images_in(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if is_image_name(entry.name))
 
 
 def _split_of(folder: Path) -> str | None:

@@ -32,15 +32,24 @@ def items(stream: IO[str], file: Path) -> Iterator[Any]:
     return _Window(file, stream).array()
 
 
+def members(file: Path) -> Iterator[tuple[str, Any]]:
+    """Key and value of each member of the file's outermost object."""
+    with open(file, encoding="utf-8-sig", errors="surrogateescape") as stream:
+        window = _Window(file, stream)
+        for key in window.object_keys():
+            window.peek()
+            yield key, window.value()
+
+
 def first_elements(file: Path, *arrays: str) -> Iterator[tuple[str, Any]]:
-    """Key and first element of each of these arrays of the outermost object, in the file's order.
+    """Key and first element of each of these arrays of the outermost object, or of all, in the file's order.
 
     An array is passed over only when the next one is asked for: it may be long.
     """
     with open(file, encoding="utf-8-sig", errors="replace") as stream:
         window = _Window(file, stream)
         for key in window.object_keys():
-            if key in arrays and window.peek() == "[":
+            if (not arrays or key in arrays) and window.peek() == "[":
                 for number, element in enumerate(window.array()):
                     if number == 0:
                         yield key, element

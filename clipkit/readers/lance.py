@@ -1,4 +1,4 @@
-"""Another Lance dataset, its columns guessed or named anew."""
+"""Another Lance dataset, whose columns are guessed or named by options."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pyarrow as pa
 from clipkit.errors import DataError, first_line
 from clipkit.readers.arrow import BATCH_ROWS, batch_rows
 from clipkit.readers.paths import Root
-from clipkit.readers.rows import Row, records
-from clipkit.readers.source import Item, ReadOptions
+from clipkit.readers.rows import TableRow, records
+from clipkit.readers.source import Item, ReadOptions, SourceReport
+from clipkit.store.schema import is_blob
 
 IO_BUFFER_BYTES = 64 << 20
 
@@ -21,7 +22,7 @@ def detect(source: str) -> bool:
     return source.rstrip("/").endswith(".lance") or (Path(source) / "_versions").is_dir()
 
 
-def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
+def read(source: str, options: ReadOptions, skip: int, report: SourceReport) -> Iterator[Item]:
     """Records in the order of the dataset's newest version."""
     root = Root(options.image_dir or Path(source).parent, allow_outside=options.allow_outside)
     return records(LanceTable(source), options, root, skip=skip)
@@ -34,12 +35,12 @@ class LanceTable:
             self._dataset = pylance.dataset(uri)
         except (ValueError, OSError) as error:
             raise DataError(
-                f"`{uri}` cannot be opened as a Lance dataset: {first_line(error)}", "is it the right folder?"
+                f"`{uri}` cannot be opened as a Lance dataset: {first_line(error)}", "check the folder"
             ) from error
         self.schema = self._dataset.schema
-        self._blobs = {field.name for field in self.schema if _is_blob(field)}
+        self._blobs = {field.name for field in self.schema if is_blob(field)}
 
-    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[TableRow]:
         name = self.name.rstrip("/").rpartition("/")[2]
         blobs = [column for column in columns if column in self._blobs]
         scanner = self._dataset.scanner(
@@ -52,15 +53,9 @@ class LanceTable:
             scan_in_order=True,
         )
         for batch in scanner.to_batches():
-            for blob in blobs:  # a scan gives descriptors of these
+            for blob in blobs:  # a scan returns descriptors of these
                 indices = list(range(start, start + batch.num_rows))
                 images = [data for _, data in self._dataset.read_blobs(blob, indices=indices)]
                 batch = batch.append_column(blob, pa.array(images, pa.large_binary()))
             yield from batch_rows(batch, columns, start, name)
             start += batch.num_rows
-
-
-def _is_blob(field: pa.Field) -> bool:
-    metadata = field.metadata or {}
-    extension = getattr(field.type, "extension_name", "") or metadata.get(b"ARROW:extension:name", b"").decode()
-    return bool(extension == "lance.blob.v2" or metadata.get(b"lance-encoding:blob") == b"true")

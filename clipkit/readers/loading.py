@@ -1,4 +1,4 @@
-"""Records with their images read, checked and re-encoded in threads, in the order in which they came."""
+"""Records with their images read, checked and re-encoded in threads, in the records' order."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from clipkit.types import Record
 
 IN_FLIGHT_BYTES = 64_000_000
 MAX_IN_FLIGHT = 512  # images
-MAX_CHUNK = 16  # images that one task reads: small ones are not worth a task each
+MAX_CHUNK = 16  # images that one task reads: small ones are not worth one each
 CHUNK_BYTES = 500_000
-POLL_S = 0.2  # how often a long wait looks whether it is to stop
+POLL_S = 0.2  # how often a long wait checks whether to stop
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An item that was read; a record without an image is one that was not wanted."""
+    """An item after reading; a record without an image was not wanted."""
 
     item: Item
     image: PreparedImage | None = None
@@ -40,7 +40,7 @@ class Loaded:
 
 
 class SourceGuard:
-    """Tells an image that is missing from a source that has vanished, a disk that was unmounted say."""
+    """Tells a missing image from a source that vanished, such as an unmounted disk."""
 
     def __init__(self, source: str) -> None:
         self._source = Path(source)
@@ -51,12 +51,12 @@ class SourceGuard:
         self._folders.add(image.parent)
 
     def check(self, image: Path) -> None:
-        """Raise DataError where the source, or a folder that held images before, is not there any more."""
+        """Raise DataError where the source, or a folder that images were read from, is gone."""
         gone = next((folder for folder in (self._source, image.parent) if not folder.exists()), None)
         if gone is not None and (gone in self._folders or (gone == self._source and self._was_there)):
             raise DataError(
-                f"`{gone}` has vanished while it was read",
-                "once it is back, give the same command again with --resume: what is finished is kept",
+                f"`{gone}` vanished while it was read",
+                "restore it, then run the same command with --resume: finished shards are kept",
             )
 
 
@@ -71,7 +71,7 @@ def load_images(
     digests: bool = False,
 ) -> Iterator[Loaded]:
     """Each item once, in order; ends early once `stopped` says so."""
-    cv2.setNumThreads(1)  # images are worked on side by side: OpenCV's own threads would only get in the way
+    cv2.setNumThreads(1)  # images are prepared in parallel already
     loader = _Loader(options, guard, digests)
     items = fetch_urls(items, fetch, wanted=wanted, stopped=stopped)
     window = _Window()
@@ -101,7 +101,7 @@ def load_images(
 
 
 class _Window:
-    """How many images are read ahead: about as many as fit into a fixed number of bytes."""
+    """How many images are read ahead: about as many as fit into `IN_FLIGHT_BYTES`."""
 
     def __init__(self) -> None:
         self._mean_bytes = 500_000.0
@@ -172,11 +172,11 @@ def _rejected(record: Record, reason: str) -> Loaded:
 
 def read_file(path: Path) -> bytes:
     """A file's bytes, with fewer system calls than `Path.read_bytes`; raises OSError."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # nobody may ever write to a pipe of that name
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("no regular file")
+            raise OSError("not a regular file")
         size = status.st_size
         data = os.read(handle, size + 1)
         while len(data) <= size and (more := os.read(handle, size + 1 - len(data))):

@@ -11,19 +11,43 @@ from typing import NoReturn
 import pyarrow as pa
 
 from clipkit.errors import DataError
+from clipkit.readers.paths import join_listed
 from clipkit.readers.source import ReadOptions
 from clipkit.readers.values import RESERVED
 
 IMAGE_NAMES = (
     *("image", "filepath", "file_path", "image_path", "img_path", "path", "file_name", "filename", "file", "img"),
-    *("jpg", "png", "webp", "image_bytes", "bytes", "image_file", "image_name", "image_url", "img_url", "url"),
+    *(
+        "jpg",
+        "png",
+        "webp",
+        "image_bytes",
+        "bytes",
+        "image_file",
+        "image_name",
+        "images",
+        "image_url",
+        "img_url",
+        "url",
+    ),
 )
 CAPTION_NAMES = (
     *("captions", "caption", "texts", "text", "sentences", "sentence", "title", "raw", "alt_text", "alt"),
-    *("description", "comment", "comments", "sentence_raw", "sentences_raw"),
+    *("description", "comment", "comments", "sentence_raw", "sentences_raw", "caption_str", "image_caption", "prompt"),
 )
-NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|title|comment)s?[ _.\-]?(\d+)", re.IGNORECASE)
+NUMBERED_CAPTION = re.compile(r"(caption|text|sentence|title|comment|description)s?(?:[ _.\-]?(\d+))?", re.IGNORECASE)
+STRAY_TITLES = ("title", "description", "comment")  # captions only where they are numbered or nothing else is
 ID_NAMES = ("image_id", "img_id", "imageid", "key", "uid", "id", "file_name", "filename")
+
+
+def usual_role(name: str) -> str | None:
+    """`image`, `caption` or `id` for a column's name that usually means one."""
+    name = name.strip().strip("\ufeff").lower()
+    if name in IMAGE_NAMES:
+        return "image"
+    if name in CAPTION_NAMES or NUMBERED_CAPTION.fullmatch(name):
+        return "caption"
+    return "id" if name in ID_NAMES else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +68,18 @@ class Roles:
 
 
 def choose_roles(schema: pa.Schema, options: ReadOptions, *, table: str) -> Roles:
-    """Columns as given, else guessed from their usual names; raises DataError that lists those there are."""
+    """Columns as given, else guessed from their usual names; raises DataError that lists the table's."""
     names = schema.names
     for name in (options.image_column, *options.caption_columns, options.id_column, *options.keep):
         if name is not None and name not in ("*", *names):
             _refuse(name, names, table)
-    image = options.image_column or _guess(names, IMAGE_NAMES)
     captions = options.caption_columns or _guess_captions(names)
+    others = [name for name in names if name not in captions]
+    image = options.image_column or _guess(others, IMAGE_NAMES) or _guess(others, ID_NAMES)
     if image is None or not captions:
         raise DataError(
             f"`{table}` has no column that looks like {'captions' if image else 'images'}; "
-            f"its columns are {_listed(names)}",
+            f"its columns are {join_listed(names, limit=40)}",
             f"name it with {'--caption-column' if image else '--image-column'}",
         )
     given_id = options.id_column
@@ -70,7 +95,7 @@ def choose_roles(schema: pa.Schema, options: ReadOptions, *, table: str) -> Role
 
 def _key(schema: pa.Schema, image: str, image_id: str | None) -> str | None:
     kind = schema.field(image).type
-    if is_text(kind):
+    if is_name(kind):
         return image
     if image_id is not None:
         return image_id
@@ -80,7 +105,7 @@ def _key(schema: pa.Schema, image: str, image_id: str | None) -> str | None:
 def _refuse(name: str, names: Sequence[str], table: str) -> NoReturn:
     near = difflib.get_close_matches(name, names, n=1)
     raise DataError(
-        f"`{table}` has no column `{name}`; its columns are {_listed(names)}",
+        f"`{table}` has no column `{name}`; its columns are {join_listed(names, limit=40)}",
         f"did you mean `{near[0]}`?" if near else "",
     )
 
@@ -91,15 +116,19 @@ def _guess(names: Sequence[str], usual: Sequence[str]) -> str | None:
 
 
 def _guess_captions(names: Sequence[str]) -> tuple[str, ...]:
-    numbered = [(int(match[1]), name) for name in names if (match := NUMBERED_CAPTION.fullmatch(name.strip()))]
+    """`caption_0`, `caption_1`, … and what is called alike without a number, else the likeliest one."""
+    matches = [(name, match) for name in names if (match := NUMBERED_CAPTION.fullmatch(name.strip()))]
+    numbered = {match[1].lower() for _, match in matches if match[2]}
     if numbered:
-        return tuple(name for _, name in sorted(numbered))
+        stems = [match[1].lower() for _, match in matches]
+        chosen = [
+            (stems.index(stem), int(match[2] or -1), position, name)
+            for position, (stem, (name, match)) in enumerate(zip(stems, matches, strict=True))
+            if stem in numbered or stem not in STRAY_TITLES
+        ]
+        return tuple(name for *_, name in sorted(chosen))
     guess = _guess(names, CAPTION_NAMES)
     return (guess,) if guess else ()
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "none"
 
 
 def is_text(data_type: pa.DataType) -> bool:
@@ -110,8 +139,13 @@ def is_text(data_type: pa.DataType) -> bool:
     return bool(types.is_string(data_type) or types.is_large_string(data_type) or types.is_string_view(data_type))
 
 
+def is_name(data_type: pa.DataType) -> bool:
+    """Whether a column's values can name images: strings, or numbers that stand for them."""
+    return is_text(data_type) or bool(pa.types.is_integer(data_type))
+
+
 def _is_heavy(data_type: pa.DataType) -> bool:
-    """Vectors and bytes, which are no columns to carry along by themselves."""
+    """Whether values are vectors or bytes, which `--keep '*'` leaves out."""
     return bool(
         pa.types.is_binary(data_type)
         or pa.types.is_large_binary(data_type)

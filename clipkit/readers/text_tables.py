@@ -1,29 +1,37 @@
-"""Tables in text: CSV and TSV, and JSON as an object a line or an array of objects; each also gzipped."""
+"""Tables in text: CSV and TSV with and without a header, and JSON in the forms that people write; each also gzipped."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import pyarrow as pa
 
 from clipkit.errors import DataError
-from clipkit.readers.json_stream import items
-from clipkit.readers.rows import Row
-from clipkit.readers.source import ReadOptions
-from clipkit.readers.values import is_unicode, unquote
+from clipkit.readers.delimited import (
+    CAPTION,
+    IMAGE,
+    NUM_SNIFFED_BYTES,
+    NUM_SNIFFED_LINES,
+    name_shape,
+    open_text,
+    rows_of,
+    sniff,
+)
+from clipkit.readers.json_stream import elements, first_elements, items, members
+from clipkit.readers.paths import looks_like_image
+from clipkit.readers.roles import usual_role
+from clipkit.readers.rows import TableRow
+from clipkit.readers.source import ReadOptions, SourceReport
+from clipkit.readers.values import is_unicode
 
-DELIMITERS = ",\t;|"
-MAX_FIELD_CHARS = 1 << 24
 INTEGER = re.compile(r"[+-]?(?:0|[1-9]\d{0,17})")  # 007 is a name, and so is what no int64 holds
 NUM_SAMPLED_OBJECTS = 1000
-NUM_SNIFFED_CHARS = 4096
 ARRAY_START = re.compile(r"\s*\[\s*\{")
 
 
@@ -33,75 +41,59 @@ def file_suffix(path: Path) -> str:
     return "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
-def _open_text(file: Path) -> IO[str]:
-    opener: Callable[..., IO[str]] = gzip.open if file.suffix == ".gz" else open
-    return opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
 def _schema(file: Path, types: Mapping[str, pa.DataType]) -> pa.Schema:
     if not all(map(is_unicode, types)):
-        raise DataError(f"`{file}` is not UTF-8", "convert it, with `iconv -f UTF-16 -t UTF-8` or the like")
+        raise DataError(f"the first line of `{file}` is not UTF-8", "say what it is: --encoding latin-1, or cp1252")
     return pa.schema(list(types.items()))
 
 
 # --- CSV, TSV ----------------------------------------------------------------------------------------
 
 
-class CsvTable:
+class DelimitedTable:
     """Columns are strings, but for those to keep that hold nothing but numbers."""
 
-    def __init__(self, files: Sequence[Path], options: ReadOptions) -> None:
+    def __init__(self, files: Sequence[Path], options: ReadOptions, report: SourceReport) -> None:
         self.name = str(files[0])
         self._files = files
-        csv.field_size_limit(MAX_FIELD_CHARS)
-        with _open_text(files[0]) as stream:
-            header: list[str] = next(self._reader(files[0], stream), [])
+        self._options = options
+        self._report = report
+        self._layouts = {file: sniff(file, options) for file in files}
+        columns = self._layouts[files[0]].columns
         self._kinds: dict[str, type] = {}
         if options.keep:
-            self._kinds = self._infer(header if "*" in options.keep else [*options.keep])
+            self._kinds = self._infer(columns if "*" in options.keep else [*options.keep])
         arrow_types = {int: pa.int64(), float: pa.float64()}
-        types = {name: arrow_types.get(self._kinds.get(name, str), pa.string()) for name in header}
-        self.schema = _schema(files[0], types)
+        self.schema = _schema(
+            files[0], {name: arrow_types.get(self._kinds.get(name, str), pa.string()) for name in columns}
+        )
 
-    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[TableRow]:
         kinds = [self._kinds.get(column, str) for column in columns]
-        is_plain = all(kind is str for kind in kinds)
-        for row in self._strings(columns):
-            if row.number < start:
-                continue
-            if row.values is None or is_plain:
-                yield row
-            else:
+        if all(kind is str for kind in kinds):
+            yield from self._strings(columns, start)
+            return
+        for row in self._strings(columns, start):
+            if row.values is not None:
                 values = [_convert(value, kind) for value, kind in zip(row.values, kinds, strict=True)]
-                yield row._replace(values=values)
+                row = row._replace(values=values)
+            yield row
 
-    def _strings(self, columns: Sequence[str]) -> Iterator[Row]:
+    def _strings(self, columns: Sequence[str], start: int = 0) -> Iterator[TableRow]:
         number = 0
-        for file in self._files:
+        for file, layout in self._layouts.items():
             label = file.name
-            with _open_text(file) as stream:
-                reader = self._reader(file, stream)
-                header: list[str] = next(reader, [])
-                indices = [header.index(column) if column in header else None for column in columns]
-                for fields, problem in _fields(reader):
-                    if not fields and not problem:
-                        continue  # an empty line
-                    place = f"{label}:{reader.line_num}"
-                    if not problem and len(fields) != len(header):
-                        problem = f"{len(fields)} fields where the header has {len(header)}"
-                    values = None if problem else [None if i is None else fields[i] for i in indices]
-                    yield Row(number, place, values, problem)
-                    number += 1
+            indices = [layout.columns.index(name) if name in layout.columns else None for name in columns]
 
-    def _reader(self, file: Path, stream: IO[str]) -> Any:
-        first = stream.readline()
-        stream.seek(0)
-        # A quoted name may have any character in it; what separates names stands outside.
-        bare = re.sub(r'"[^"]*"', "", first)
-        delimiter = "\t" if file_suffix(file) == ".tsv" else max(DELIMITERS, key=bare.count)
-        if delimiter == "\t":
-            return _TabReader(stream)
-        return csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
+            def note(text: str, label: str = label) -> None:
+                self._report.note(f"{label}, {text}")
+
+            with open_text(file, self._options.encoding) as stream:
+                for line, fields, problem in rows_of(stream, layout, note):
+                    if number >= start:
+                        values = None if fields is None else [None if i is None else fields[i] for i in indices]
+                        yield TableRow(number, f"{label}:{line}", values, problem)
+                    number += 1
 
     def _infer(self, columns: Sequence[str]) -> dict[str, type]:
         """int, float or str for each column, over all of its values."""
@@ -113,34 +105,6 @@ class CsvTable:
                 if value and kinds[name] is float and not _is_float(value):
                     kinds[name] = str
         return kinds
-
-
-class _TabReader:
-    """A row a line, whatever quotes are in it: few that write tabs mean CSV's by them."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self._reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-    @property
-    def line_num(self) -> int:
-        return self._reader.line_num
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> list[str]:
-        return [unquote(field) for field in next(self._reader)]
-
-
-def _fields(reader: Any) -> Iterator[tuple[list[str], str]]:
-    """Each row's fields, or what is wrong with it."""
-    while True:
-        try:
-            yield next(reader), ""
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield [], str(error)
 
 
 def _convert(value: str | None, kind: type) -> Any:
@@ -160,46 +124,132 @@ def _is_float(text: str) -> bool:
 # --- JSON --------------------------------------------------------------------------------------------
 
 
-def holds_array(file: Path) -> bool:
-    """Whether a file of JSON is an array of objects; raises OSError."""
-    with _open_text(file) as stream:
-        return ARRAY_START.match(stream.read(NUM_SNIFFED_CHARS)) is not None
-
-
 class JsonTable:
-    """An object a line, or an array of objects; its columns are the keys of the first ones."""
+    """An object a line, an array of objects, or one object of them; columns are the keys of the first ones.
 
-    def __init__(self, files: Sequence[Path], options: ReadOptions) -> None:
+    One object is read where it holds an array of objects with images and captions (`data` of TextCaps), arrays of
+    one length (SBU's `image_urls` and `captions`), or captions by the images' names.
+    """
+
+    def __init__(self, files: Sequence[Path], options: ReadOptions, report: SourceReport) -> None:
         self.name = str(files[0])
         self._files = files
+        self._encoding = options.encoding
         objects = (item for _, item in islice(self._objects(), NUM_SAMPLED_OBJECTS) if isinstance(item, dict))
         names = dict.fromkeys(key for item in objects for key in item)
         self.schema = _schema(files[0], {name: pa.string() for name in (*names, *options.keep) if name != "*"})
 
-    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[TableRow]:
         for number, (place, item) in enumerate(self._objects()):
             if number < start:
                 continue
             if isinstance(item, dict):
-                yield Row(number, place, [item.get(column) for column in columns])
+                yield TableRow(number, place, [item.get(column) for column in columns])
             else:
-                yield Row(number, place, None, "it is no JSON object")
+                yield TableRow(number, place, None, "it is not a JSON object")
 
     def _objects(self) -> Iterator[tuple[str, Any]]:
         for file in self._files:
-            is_array = holds_array(file)
-            with _open_text(file) as stream:
-                if is_array:
-                    yield from ((f"{file.name}:[{number}]", item) for number, item in enumerate(items(stream, file)))
+            yield from JsonFile(file, self._encoding).objects()
+
+
+class JsonFile:
+    """A file of JSON, and the form in which it holds its objects."""
+
+    def __init__(self, file: Path, encoding: str | None = None) -> None:
+        self._file = file
+        self._encoding = encoding
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it holds objects, or arrays, that name images and captions; raises OSError."""
+        return self._form != "other"
+
+    def objects(self) -> Iterator[tuple[str, Any]]:
+        """Each object with its place."""
+        label = self._file.name
+        if self._form == "mapping":
+            for name, value in members(self._file):
+                fields = value if isinstance(value, dict) else {CAPTION: value}
+                yield f"{label}:{name}", {IMAGE: name, **fields}
+        elif self._form == "columns":
+            names = self._columns
+            arrays = [elements(self._file, name) for name in names]
+            for number, values in enumerate(zip(*arrays, strict=True)):
+                yield f"{label}:[{number}]", dict(zip(names.values(), values, strict=True))
+        elif self._form == "member":
+            for number, item in enumerate(elements(self._file, self._member or "")):
+                yield f"{label}:{self._member}[{number}]", item
+        else:
+            with open_text(self._file, self._encoding) as stream:
+                if self._form == "array":
+                    yield from ((f"{label}:[{number}]", item) for number, item in enumerate(items(stream, self._file)))
                 else:
-                    yield from _json_lines(stream, file.name)
+                    yield from _json_lines(stream, label)
+
+    @cached_property
+    def _form(self) -> str:
+        """`array`, `lines`, `mapping`, `member`, `columns` or `other`."""
+        with open_text(self._file, self._encoding) as stream:
+            start = stream.read(NUM_SNIFFED_BYTES).lstrip("\ufeff")
+        if ARRAY_START.match(start):
+            return "array"
+        lines = [line.strip() for line in start.splitlines() if line.strip()]
+        if file_suffix(self._file) != ".json" or (len(lines) > 1 and all(map(_is_whole_object, lines[:2]))):
+            return "lines"
+        if not start.lstrip().startswith("{"):
+            return "other"
+        try:
+            if self._is_mapping():
+                return "mapping"
+            return "member" if self._member else "columns" if self._columns else "other"
+        except DataError:  # it is not whole JSON
+            return "other"
+
+    def _is_mapping(self) -> bool:
+        """Whether the keys name images, and the values hold captions."""
+        first = list(islice(members(self._file), NUM_SNIFFED_LINES))
+        if not first:
+            return False
+        shapes = {name_shape(name) for name, _ in first}
+        if not all(looks_like_image(name) for name, _ in first) and (len(shapes) > 1 or shapes == {""}):
+            return False
+        value = first[0][1]
+        if isinstance(value, dict):
+            return "caption" in map(usual_role, value)
+        return isinstance(value[0] if value and isinstance(value, list) else value, str)
+
+    @cached_property
+    def _first(self) -> dict[str, Any]:
+        return dict(islice(first_elements(self._file), 20))
+
+    @property
+    def _member(self) -> str | None:
+        """The key of an array of objects that name images and captions."""
+        for name, first in self._first.items():
+            roles = [usual_role(key) for key in first] if isinstance(first, dict) else []
+            if "caption" in roles and ("image" in roles or "id" in roles):
+                return name
+        return None
+
+    @property
+    def _columns(self) -> dict[str, str]:
+        """The keys of arrays that are columns, with the columns' names (`image_urls` is `image_url`)."""
+        names = [name for name, first in self._first.items() if isinstance(first, str)]
+        columns = {name: name if usual_role(name) else name.removesuffix("s") for name in names}
+        roles = [usual_role(column) for column in columns.values()]
+        return columns if "image" in roles and "caption" in roles else {}
+
+
+def _is_whole_object(line: str) -> bool:
+    return line.startswith("{") and line.endswith("}")
 
 
 def _json_lines(stream: IO[str], label: str) -> Iterator[tuple[str, Any]]:
-    """Each line's place and value, None for one that is no JSON."""
-    decode = json.JSONDecoder().raw_decode  # of `json.loads` half the time goes into what stands around this
+    """Each line's place and value, None for one that is not JSON."""
+    decode = json.JSONDecoder().raw_decode  # half the time of `json.loads` goes into what stands around this
     for number, line in enumerate(stream, 1):
-        if not (text := line.strip()):
+        if not (text := line.strip().lstrip("\ufeff")):
             continue
         try:
             value, end = decode(text)

@@ -1,7 +1,9 @@
-"""A corpus's own values as the dataset takes them: captions, texts, names of columns."""
+"""A corpus's own values in the dataset's form: captions, texts, names of columns."""
 
 from __future__ import annotations
 
+import ast
+import base64
 import json
 import re
 from collections.abc import Sequence
@@ -9,7 +11,13 @@ from typing import Any
 
 from clipkit.types import Scalar
 
-NOT_UTF8 = "the text is not UTF-8"
+NOT_UTF8 = "the text is not UTF-8 (--encoding says what it is, such as latin-1)"
+MISSING = frozenset(("nan", "NaN", "<NA>"))  # what pandas writes for a missing text
+BETWEEN_STRINGS = re.compile(r"""(['"])\s+(?=['"])""")  # NumPy writes ['a' 'b'], which Python would join
+MIN_BASE64 = 40
+# The first bytes of JPEG, PNG, GIF, WebP, TIFF (two) and BMP files.
+BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGODdh", "R0lGODlh", "UklGR", "SUkqA", "TU0AK", "Qk")
+URL_SAFE = str.maketrans("-_", "+/")
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 # What a dataset has by itself, and names that Lance keeps for itself.
 RESERVED = frozenset(("image_id", "image", "captions", "split", "width", "height", "orientation"))
@@ -28,30 +36,50 @@ NOT_IN_NAMES = re.compile(r"[.`]")  # Lance's own punctuation for fields of stru
 
 
 def as_captions(values: Sequence[Any]) -> list[str]:
-    """Captions from strings, lists of them, or a list as JSON; outer white space and empty ones go."""
+    """Captions from strings, lists of them, or a list written as text; outer white space and empty ones go."""
     captions: list[str] = []
     for value in values:
         if isinstance(value, str):
-            text = value.strip()
-            if text[:2] in ('["', "[]") and (parsed := _json_list(text)) is not None:
+            text = value.strip(" \t\r\n\f\v\ufeff\u00a0\u3000")
+            if text[:1] == "[" and (parsed := _list_in_text(text)) is not None:
                 captions.extend(as_captions(parsed))
-            elif text:
+            elif text and text not in MISSING:
                 captions.append(text)
         elif isinstance(value, (list, tuple)):
             captions.extend(as_captions(value))
         elif isinstance(value, dict):
             captions.extend(as_captions([value.get("raw") or value.get("caption") or value.get("text")]))
-        elif value is not None and value == value:  # not NaN, which pandas writes for nothing
+        elif value is not None and value == value:  # not NaN, which pandas writes for a missing value
             captions.append(str(value))
     return captions
 
 
-def _json_list(text: str) -> list[Any] | None:
+def _list_in_text(text: str) -> list[str | None] | None:
+    """The strings of a list as JSON, Python or NumPy write it; None where the text is something else."""
+    if text[-1] != "]" or (len(text) > 2 and text[1:].lstrip()[:1] not in ("'", '"')):
+        return None
     try:
         parsed = json.loads(text)
     except ValueError:
+        try:
+            parsed = ast.literal_eval(BETWEEN_STRINGS.sub(r"\1, ", text))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return None
+    is_texts = isinstance(parsed, list) and all(item is None or isinstance(item, str) for item in parsed)
+    return parsed if is_texts else None
+
+
+def as_bytes(text: str) -> bytes | None:
+    """The image that a text in base64 holds, with or without a `data:` head; None where it is not one."""
+    if text.startswith("data:image/"):
+        text = text.partition(",")[2]
+    if len(text) < MIN_BASE64 or not text.startswith(BASE64_STARTS):
         return None
-    return parsed if isinstance(parsed, list) else None
+    try:
+        text = "".join(text.translate(URL_SAFE).split())
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        return None
 
 
 def as_scalar(value: Any) -> Scalar:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from clipkit.errors import DataError
-from clipkit.readers.paths import IMAGE_SUFFIXES, OUTSIDE
-from clipkit.readers.source import Item, ReadOptions, Rejected, split_in_name, split_name
+from clipkit.readers.paths import IMAGE_SUFFIXES, OUTSIDE, is_hidden
+from clipkit.readers.source import Item, ReadOptions, Rejected, SourceReport, split_in_name, split_name
 from clipkit.readers.values import NOT_UTF8, RESERVED, as_captions, as_scalar, is_unicode, kept_name
 from clipkit.types import Record, Scalar
 
@@ -57,19 +57,22 @@ def detect(source: str) -> bool:
     return any(Path(shard).is_file() for shard in find_shards(source))
 
 
-def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
+def read(source: str, options: ReadOptions, skip: int, report: SourceReport) -> Iterator[Item]:
     """Records in the order in which the shards first name them; of those that are skipped only headers are read."""
     shards = find_shards(source)
     if not shards:
         raise DataError(f"`{source}` is not a tar shard, a folder or a pattern of some", "as in shard-{0000..0012}.tar")
     for shard in map(Path, shards):
+        report.files.append(shard.name)
+        samples: Samples = {}
+        damage = header_damage = ""
         try:
             with _unpacked(shard) as (file, damage):
                 samples, header_damage = _index(file)
                 for name, members in islice(samples.items(), skip, None):
                     yield _read_sample(file, f"{shard.name}/{name}", name, members, options)
         except OSError as error:
-            samples, damage, header_damage = {}, str(error), ""
+            damage = str(error)
         skip = max(0, skip - len(samples))
         if damage := damage or header_damage:
             if not skip:
@@ -80,7 +83,7 @@ def read(source: str, options: ReadOptions, skip: int = 0) -> Iterator[Item]:
 def find_shards(source: str) -> list[str]:
     """The shards of a file name, a brace or glob pattern, or a folder, in order."""
     if Path(source).is_dir():
-        names = sorted(name for name in os.listdir(source) if name.endswith(SHARD_SUFFIXES) and name[0] != ".")
+        names = sorted(name for name in os.listdir(source) if name.endswith(SHARD_SUFFIXES) and not is_hidden(name))
         return [os.path.join(source, name) for name in names]
     if not source.endswith(SHARD_SUFFIXES):
         return []
@@ -140,7 +143,7 @@ def _index(file: IO[bytes]) -> tuple[Samples, str]:
             while (entry := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep all that it has seen
                 folder, slash, base = entry.name.rpartition("/")
-                if entry.isdir() or base.startswith(".") or ARCHIVER_FOLDER in folder.split("/"):
+                if entry.isdir() or is_hidden(base) or ARCHIVER_FOLDER in folder.split("/"):
                     continue
                 stem, dot, suffix = base.partition(".")
                 if f"{dot}{suffix}".lower() not in SUFFIXES and f".{suffix.rpartition('.')[2]}".lower() in SUFFIXES:

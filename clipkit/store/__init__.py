@@ -7,6 +7,6 @@ from clipkit.store.schema import Columns
 
 __all__ = ["Columns", "Dataset", "Rows"]
 
-# Lance refuses plain HTTP unless it is told apart; an endpoint that is named with http:// says so already.
+# Lance refuses plain HTTP unless this variable allows it; an endpoint that begins with http:// asks for it.
 if os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", "")).startswith("http://"):
     os.environ.setdefault("AWS_ALLOW_HTTP", "true")

@@ -1,7 +1,7 @@
 """Columns that are added later: computed a fragment at a time, each made visible by one commit.
 
-A kill costs the fragment at hand: what is null is what is still to be computed, and rows that are appended later
-are found in the same way. Only the column's own files are written, never those of the images.
+When it is killed, only the current fragment is lost: null means still to be computed, also for rows that are appended
+later. Only the column's own files are written, never those of the images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Places = np.ndarray  # int64 numbers of rows in a fragment's files, deleted ones
 NUM_TRIES = 5
 WHOLE = "whole-"  # begins the name of a file that has a value for every row
 READ_BYTES = 16_000_000
-AGAIN = "begin again: the fragments that are done stay done"
+AGAIN = "run it again: finished fragments are kept"
 WIDE_ROWS = 64
 DROPPED_FIELD = -2  # Lance's mark for a field of a file that another file holds now
 
@@ -44,8 +44,8 @@ def fill_column(
 ) -> Dataset:
     """Compute a column for the rows where it is null, adding it where it is missing; gives the newest version.
 
-    `compute` gets a dataset and offsets of its rows, and gives their values, null for a row that has none (it is
-    asked for that row again another time). `advance` is told how many rows are done.
+    `compute` gets a dataset and offsets of its rows, and returns their values: null for a row that has none, which is
+    tried again by the next call. `advance` gets the number of rows that were done.
     """
     _add_column(dataset.uri, field)
     newest = Dataset(dataset.uri, columns=dataset.columns)
@@ -55,7 +55,7 @@ def fill_column(
 
 
 def count_missing(dataset: Dataset, name: str) -> int:
-    """How many rows `fill_column` has still to compute."""
+    """How many rows `fill_column` still has to compute."""
     if name not in dataset.schema.names:
         return len(dataset)
     return sum(len(_missing(dataset, fragment, name)) for fragment in dataset.lance.get_fragments())
@@ -135,7 +135,7 @@ def _values(
         before += int(np.count_nonzero(live))
         new = compute(dataset, rows[missing]) if missing.any() else pa.nulls(0, field.type)
         if len(new) != np.count_nonzero(missing):
-            raise ValueError(f"`{field.name}`: {np.count_nonzero(missing)} rows were asked for, {len(new)} came")
+            raise ValueError(f"`{field.name}`: {np.count_nonzero(missing)} rows were asked for, {len(new)} returned")
         values = new.cast(field.type)
         if not missing.all():
             old = dataset.take(rows[live & ~missing], [field.name]).column(0).combine_chunks()
@@ -154,8 +154,8 @@ def _live(fragment: LanceFragment, where: str | None = None, batch_size: int | N
 def _missing(dataset: Dataset, fragment: LanceFragment, name: str) -> Places:
     """Where the fragment has rows without a value in this column.
 
-    Whether a value is null is told by reading it, which for pixels is gigabytes: so it is asked only of files that
-    are not known to be whole.
+    Only reading a value shows whether it is null, and pixels are gigabytes: files that are known to be whole are not
+    read.
     """
     leaves = set(_leaf_ids(dataset.lance, name))
     files = [file.path for file in fragment.metadata.files if leaves & set(file.fields)]
@@ -174,7 +174,7 @@ def _rows_to_read(data_type: pa.DataType) -> int | None:
 
 
 def _mark_whole(path: str) -> str:
-    """Say in a new file's name that it has a value for every row."""
+    """Rename a new file: its name says that it has a value for every row."""
     folder, _, name = path.rpartition("/")
     return f"{folder}/{name}" if is_remote(path) else str(Path(path).rename(f"{folder}/{WHOLE}{name}"))
 
@@ -186,7 +186,7 @@ def _marks(places: Places, size: int) -> np.ndarray:
 
 
 def _merge(parts: Sequence[tuple[np.ndarray, pa.Array]]) -> pa.Array:
-    """Values put in the places that each part marks, null in those that none does."""
+    """Each part's values at the places that it marks; null where no part has one."""
     indices = np.full(len(parts[0][0]), -1)
     offset = 0
     for marks, values in parts:
@@ -205,7 +205,7 @@ def _num_rows_before(dataset: Dataset, number: int) -> int:
 
 
 def _commit(uri: str, number: int, column: str, file_name: str) -> None:
-    """Let the fragment take the column from the new file; on a conflict with another writer, in its newest state."""
+    """Make the new file the fragment's file of this column; retried on a conflict with another writer."""
     for attempt in range(NUM_TRIES):
         newest = lance.dataset(uri)
         fragment = newest.get_fragment(number)

@@ -24,12 +24,12 @@ NUM_TRIES = 5
 def commit_replace(
     uri: str, receipts: Sequence[Receipt], schema: pa.Schema, provenance: Mapping[str, Any], *, base_version: int | None
 ) -> int:
-    """A version that consists of the staged fragments alone; refused where another writer came in between."""
+    """Commit a version of the staged fragments alone; DataError where another writer came first. Returns its number."""
     current = current_version(uri)
     if current != base_version:
         raise DataError(
-            f"`{uri}` was written by somebody else meanwhile (version {current}, not {base_version})",
-            "nothing was changed; look at it, then ingest again with --overwrite",
+            f"another writer changed `{uri}` during the ingest (version {current}, not {base_version})",
+            "nothing was committed; look at the dataset, then ingest again with --overwrite",
         )
     metadata = {**(schema.metadata or {}), PROVENANCE_KEY: json.dumps(provenance)}
     operation = lance.LanceOperation.Overwrite(schema.with_metadata(metadata), staged_fragments(receipts))
@@ -39,7 +39,7 @@ def commit_replace(
 
 
 def commit_append(uri: str, receipts: Sequence[Receipt], provenance: Mapping[str, Any], *, base_version: int) -> int:
-    """A version with the staged fragments added; refused where another writer has added one of their ids."""
+    """Commit the staged fragments as new ones; DataError where another writer has added one of their ids."""
     dataset = lance.dataset(uri)
     if dataset.version != base_version:
         _refuse_known_ids(dataset, receipts, base_version=base_version)
@@ -48,7 +48,7 @@ def commit_append(uri: str, receipts: Sequence[Receipt], provenance: Mapping[str
 
 
 def commit_upsert(uri: str, receipts: Sequence[Receipt], provenance: Mapping[str, Any]) -> int:
-    """A version in which the staged rows stand in place of those with their ids, and the new ones beside them."""
+    """Commit the staged rows in place of those with the same ids."""
     new_ids = Groups(staged_ids(uri, receipts))
     for attempt in range(NUM_TRIES):
         dataset = lance.dataset(uri)
@@ -80,7 +80,7 @@ def staged_ids(uri: str, receipts: Sequence[Receipt]) -> Iterator[str]:
 
 
 def is_committed(uri: str, receipts: Sequence[Receipt]) -> bool:
-    """Whether the dataset holds the staged files already: a crash fell between the commit and its clean-up."""
+    """Whether the dataset holds the staged files already: a crash between the commit and its clean-up."""
     staged = {path for receipt in receipts for path in receipt.paths}
     if not staged or current_version(uri) is None:
         return False
@@ -95,11 +95,11 @@ def current_version(uri: str) -> int | None:
     except ValueError as error:
         if "not found" in str(error).lower():
             return None
-        raise DataError(f"`{uri}` cannot be opened: {first_line(error)}", "is it the right place?") from error
+        raise DataError(f"`{uri}` cannot be opened: {first_line(error)}", "check the address") from error
 
 
 def _commit(dataset: lance.LanceDataset, operation: Any, provenance: Mapping[str, Any], *, verb: str) -> int:
-    """Provenance of what is added lies with the version's transaction: a schema changes in a commit of its own."""
+    """Commit, with the provenance in the transaction: changing the schema's metadata would be a commit of its own."""
     properties = {
         MESSAGE_KEY: f"clipkit ingest: {verb} {provenance['rows']} rows",
         PROVENANCE_KEY: json.dumps(provenance),
@@ -114,13 +114,13 @@ def _refuse_known_ids(dataset: lance.LanceDataset, receipts: Sequence[Receipt], 
         for image_id in batch.column(0).to_pylist():
             if image_id in new_ids:
                 raise DataError(
-                    f"somebody else added `{image_id}` to `{dataset.uri}` since version {base_version}",
-                    "nothing was changed; remove what was staged (`_ingest` in the dataset), and append again",
+                    f"another writer added `{image_id}` to `{dataset.uri}` after version {base_version}",
+                    "nothing was committed; remove the folder `_ingest` in the dataset, and append again",
                 )
 
 
 def _without(dataset: lance.LanceDataset, ids: Groups) -> tuple[list[FragmentMetadata], list[int]]:
-    """Fragments that lose rows with one of these ids, and the numbers of those that lose all."""
+    """The fragments that hold some of these ids, without them, and the numbers of those that hold nothing else."""
     updated, removed = [], []
     for fragment in dataset.get_fragments():
         addresses: list[int] = []

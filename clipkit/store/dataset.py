@@ -1,4 +1,4 @@
-"""Opening and reading a Lance dataset: the one place that knows how images are stored."""
+"""Opening and reading a Lance dataset; only this module knows how images are stored."""
 
 from __future__ import annotations
 
@@ -189,10 +189,10 @@ def _cannot_open(uri: str, version: int | str | None, error: Exception) -> DataE
     if "://" not in uri and not Path(uri).exists():
         return DataError(f"there is no dataset at `{uri}`", "make one with `clipkit ingest SOURCE OUT.lance`")
     if "://" not in uri and staging_folder(uri).exists() and not (Path(uri) / "_versions").exists():
-        return DataError(f"the ingest into `{uri}` has not come to its end", "go on with its command and --resume")
+        return DataError(f"the ingest into `{uri}` is not finished", "run its command again with --resume")
     if version is not None:
         return DataError(
             f"`{uri}` has no version or tag `{version}`: {first_line(error)}",
-            "`clipkit info` lists the versions there are",
+            f"`clipkit info {uri}` lists the versions",
         )
-    return DataError(f"`{uri}` cannot be opened as a Lance dataset: {first_line(error)}", "is it the right folder?")
+    return DataError(f"`{uri}` cannot be opened as a Lance dataset: {first_line(error)}", "check the folder")

@@ -1,4 +1,4 @@
-"""One ingest at a time into a dataset, and the folder where it keeps what is not committed yet."""
+"""One ingest at a time into a dataset, and the folder where uncommitted work lies."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipkit.errors import DataError
+from clipkit.files import permission_to
 
 STAGING_NAME = "_ingest"
-ATTEMPTS = 100  # at a folder that another ingest removes as it ends
+ATTEMPTS = 100  # while other ingests remove the folder as they end
 
 
 def is_remote(uri: str) -> bool:
@@ -20,7 +21,7 @@ def is_remote(uri: str) -> bool:
 
 
 def staging_folder(uri: str) -> Path:
-    """Inside a local dataset; for an object store, where a rename is no such thing, in this user's state folder."""
+    """Inside a local dataset; in the user's state folder for an object store, where files cannot be renamed."""
     if not is_remote(uri):
         return Path(uri.removeprefix("file://")) / STAGING_NAME
     state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
@@ -29,10 +30,10 @@ def staging_folder(uri: str) -> Path:
 
 @contextmanager
 def exclusive(uri: str) -> Iterator[Path]:
-    """Hold the dataset's lock and give its staging folder; raises DataError where another process has it.
+    """Hold the dataset's lock and return its staging folder; raises DataError where another process holds it.
 
-    The kernel lets go of the lock when the process dies, however it dies. For an object store it keeps apart the
-    ingests of one machine only.
+    The kernel releases the lock when the process dies. For an object store it covers only the ingests of this
+    machine.
     """
     folder = staging_folder(uri)
     new_folders = [path for path in (folder, folder.parent) if not path.exists()]
@@ -48,7 +49,7 @@ def exclusive(uri: str) -> Iterator[Path]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, once whoever has it lets go: for a file there that ingests into several datasets share."""
+    """Wait for a folder's lock and hold it, for a file that ingests into several datasets share."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -62,13 +63,14 @@ def _acquire(uri: str, folder: Path) -> int:
     path = folder / "lock"
     for attempt in range(ATTEMPTS):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            with permission_to("write", uri):
+                folder.mkdir(parents=True, exist_ok=True)
+                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError as error:  # another ingest has just finished and removed the folder
             if attempt < ATTEMPTS - 1:
                 continue
             raise DataError(
-                f"`{uri}` cannot be written: no folder can be made there", "choose another place"
+                f"`{uri}` cannot be written: no folder can be created there", "choose another place"
             ) from error
         except OSError as error:
             raise DataError(f"`{uri}` cannot be written: {error.strerror}", "choose another place") from error
@@ -79,18 +81,18 @@ def _acquire(uri: str, folder: Path) -> int:
             os.close(handle)
             raise DataError(
                 f"another ingest is writing `{uri}`" + (f" (process {pid})" if pid else ""),
-                "wait for it to end, or write to another dataset",
+                "wait until it ends, or write to another dataset",
             ) from error
         if _is_same_file(handle, path):
             os.ftruncate(handle, 0)
             os.write(handle, f"{os.getpid()}\n".encode())
             return handle
         os.close(handle)
-    raise DataError(f"the lock of `{uri}` cannot be had: other ingests come and go", "try again")
+    raise DataError(f"the lock of `{uri}` could not be taken: other ingests keep starting", "try again")
 
 
 def _is_same_file(handle: int, path: Path) -> bool:
-    """Whether the locked file is still the one at that path: the former holder may have removed it."""
+    """Whether the locked file still lies at that path: the last holder may have removed it."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:

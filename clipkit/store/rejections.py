@@ -1,4 +1,4 @@
-"""`rejected.jsonl` beside a dataset: every row that was turned away, with where it stands and why.
+"""`rejected.jsonl` beside a dataset: every row that was rejected, where it is and why.
 
 The datasets of a folder share the file; each line names its dataset.
 """
@@ -15,7 +15,7 @@ from clipkit.files import write_whole
 from clipkit.store.locks import folder_lock, is_remote
 
 FILE_NAME = "rejected.jsonl"
-AS_WRITTEN = f"a `{FILE_NAME}` is wanted here, as an ingest wrote it; one that is no use can be removed"
+AS_WRITTEN = f"an ingest writes `{FILE_NAME}` here: restore the file, or remove it if it is something else"
 Line = Mapping[str, Any]
 
 
@@ -25,9 +25,9 @@ def rejections_path(uri: str) -> Path:
 
 
 def record_rejections(uri: str, rejected: Iterable[Line], *, settled: Container[str] | None) -> Path | None:
-    """Write what this ingest turned away; gives the file, or None where nothing is left to tell.
+    """Write what this ingest rejected; returns the file, or None where no line is left for this dataset.
 
-    The dataset's earlier lines go when it was made anew (`settled` is None), else those whose id is settled.
+    The dataset's earlier lines are dropped when it was replaced (`settled` is None), else those whose id is settled.
     """
     path = rejections_path(uri)
     name = dataset_name(uri)
@@ -63,7 +63,7 @@ def read_rejections(path: Path) -> Iterator[dict[str, Any]]:
         try:
             value = json.loads(line)
         except ValueError as error:
-            raise DataError(f"`{path}`, line {number}, is no JSON: {error}", AS_WRITTEN) from error
+            raise DataError(f"`{path}`, line {number}, is not JSON: {error}", AS_WRITTEN) from error
         if not isinstance(value, dict) or not isinstance(value.get("id"), str):
             raise DataError(f"`{path}`, line {number}, has no `id`", AS_WRITTEN)
         yield value

@@ -1,4 +1,4 @@
-"""Rows on their way into a dataset, as batches under a schema that grows with what the corpus brings."""
+"""Rows to be written, as batches of a schema that grows with the columns that the corpus has."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def base_schema(*, image_is_blob: bool) -> pa.Schema:
 
 
 def further_fields(rows: Sequence[DatasetRow], names: Sequence[str]) -> list[pa.Field]:
-    """Fields for what these rows carry beside `names`; a value's type is the widest that is needed."""
+    """Fields for what these rows have besides `names`, each of the widest type that its values need."""
     found: dict[str, pa.DataType] = {}
     for row in rows:
         for name, value in row.extra.items():
@@ -99,7 +99,7 @@ def _images(images: Sequence[Any], field_: pa.Field) -> pa.Array:
 
 
 def _fitting(name: str, values: Sequence[Scalar], data_type: pa.DataType) -> pa.Array:
-    """The values under a type that was settled before they came."""
+    """The values as the type that earlier rows settled; null where one does not fit."""
     if all(value is None for value in values):
         return pa.nulls(len(values), data_type)
     try:
@@ -109,7 +109,11 @@ def _fitting(name: str, values: Sequence[Scalar], data_type: pa.DataType) -> pa.
     lost = [value for value, kept in zip(values, fitted, strict=True) if kept is None and value is not None]
     if lost:
         log.warning(
-            "`%s` is %s by its first rows: %d values such as `%s` are left out", name, data_type, len(lost), lost[0]
+            "the first rows made `%s` a column of %s: %d later values, such as `%s`, are stored as null",
+            name,
+            data_type,
+            len(lost),
+            lost[0],
         )
     return pa.array(fitted, data_type)
 

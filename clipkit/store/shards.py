@@ -1,4 +1,4 @@
-"""Writing one shard: a thread that turns batches into a fragment's files, which no version of a dataset shows yet."""
+"""Writing one shard: a thread writes batches into a fragment's files, which no version of a dataset shows yet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
 
 from clipkit.errors import DataError, first_line
-from clipkit.files import sync
+from clipkit.files import permission_hint, sync
 from clipkit.store.locks import is_remote
 from clipkit.store.staging import Staging
 
@@ -29,7 +29,7 @@ class _Abandoned(Exception):
 
 
 class ShardWriter:
-    """Takes batches of one schema; `finish` gives the fragment, synced to disk."""
+    """Writes batches of one schema; `finish` returns the fragment, synced to disk."""
 
     def __init__(self, uri: str, schema: pa.Schema, *, mode: Literal["create", "append", "overwrite"]) -> None:
         self._uri = uri
@@ -57,7 +57,7 @@ class ShardWriter:
         return values
 
     def abandon(self) -> None:
-        """Stop; what was written stays behind as files that nothing refers to."""
+        """Stop; files that nothing refers to stay behind."""
         if self._thread.is_alive():
             with contextlib.suppress(DataError):
                 self._put(_Abandoned())
@@ -114,13 +114,16 @@ def writing_error(
     uri: str,
     error: BaseException,
     *,
-    again: str = "give the same command again with --resume: finished shards are kept",
+    again: str = "run the same command with --resume: finished shards are kept",
 ) -> DataError:
-    """What went wrong while writing, in words."""
+    """What could not be written, and why."""
     text = str(error)
+    file = getattr(error, "filename", None) or uri
     if "No space left" in text or "os error 28" in text or "Disk quota" in text:
-        return DataError(f"no space is left where `{uri}` is written", f"make room, then {again}")
-    return DataError(f"`{uri}` could not be written: {first_line(error)}", f"mend it, then {again}")
+        return DataError(f"the disk is full: `{file}` could not be written", f"free some space, then {again}")
+    if isinstance(error, PermissionError) or "Permission denied" in text:
+        return DataError(f"no permission to write `{file}`", f"{permission_hint(file)}, then {again}")
+    return DataError(f"`{file}` could not be written: {first_line(error)}", f"fix the cause, then {again}")
 
 
 def remove_orphans(uri: str, paths: Collection[str]) -> None:
@@ -133,7 +136,7 @@ def remove_orphans(uri: str, paths: Collection[str]) -> None:
 
 
 def discard(uri: str, staging: Staging, *, has_versions: bool) -> None:
-    """Forget what an interrupted ingest had finished."""
+    """Delete what an interrupted ingest had finished."""
     if not is_remote(uri):
         if not has_versions:
             _remove(Path(uri) / "data")

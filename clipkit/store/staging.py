@@ -1,7 +1,6 @@
 """What an ingest has finished but not committed: its plan, and a receipt for each shard.
 
-A receipt is written beside, synced and renamed into place after the shard's files are on disk, so that whatever
-has a receipt is whole.
+A receipt is renamed into place after the shard's files are on disk, so a shard with a receipt is whole.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Kind = Literal["replace", "append", "upsert"]
 
 @dataclass(frozen=True, slots=True)
 class IngestPlan:
-    """What an ingest set out to do."""
+    """What an ingest does."""
 
     id: str
     kind: Kind
@@ -31,7 +30,7 @@ class IngestPlan:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far the sources have been read: so many items of this one, the last of them with this id."""
+    """How far the sources have been read: how many items of which one, and the last one's id."""
 
     source: int = 0
     num_items: int = 0
@@ -43,9 +42,9 @@ class Counts:
     rows: int = 0
     captions: int = 0
     bytes: int = 0
-    existing: int = 0  # records passed over because the dataset has them
-    duplicates: int = 0  # records passed over because the sources have them twice
-    repeats: int = 0  # records passed over because their image has been stored under another id
+    existing: int = 0  # records skipped because the dataset has them
+    duplicates: int = 0  # records skipped because the sources have them twice
+    repeats: int = 0  # records skipped because their image is stored under another id
     splits: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Counts) -> Counts:
@@ -65,7 +64,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A finished shard: its fragments (several where its columns grew), and what stands in them."""
+    """A finished shard: its fragments (several where columns were added), and what they hold."""
 
     fragments: tuple[Mapping[str, Any], ...]
     columns: Mapping[str, str]  # the columns beside the usual ones, with their types
@@ -98,7 +97,7 @@ class Staging:
         self.receipts.append(receipt)
 
     def clear(self) -> None:
-        """Forget everything, the plan last: what a crash leaves in between is still recognised."""
+        """Delete everything, the plan last: what a crash leaves is still recognised."""
         for path in [*self.folder.glob("shard-*"), *self.folder.glob(".*.json.*")]:  # the latter of a killed writer
             path.unlink()
         (self.folder / "plan.json").unlink(missing_ok=True)

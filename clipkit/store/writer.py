@@ -29,7 +29,7 @@ BATCH_BYTES = 32_000_000
 
 @dataclass(frozen=True, slots=True)
 class ShardLimits:
-    """When a shard is finished: what a crash can cost at most."""
+    """When a shard is finished: the most that a crash can cost."""
 
     rows: int = 25_000
     bytes: int = 1_000_000_000
@@ -38,7 +38,7 @@ class ShardLimits:
 
 @dataclass(slots=True)
 class _Shard:
-    """What has been taken in since the last receipt."""
+    """What has been added since the last receipt."""
 
     fragments: list[Mapping[str, Any]] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
@@ -48,7 +48,7 @@ class _Shard:
 
 
 class DatasetWriter:
-    """Writes rows behind the receipts that a staging folder has; the holder of the dataset's lock owns it."""
+    """Writes rows after those that the staging folder has receipts for; only for the holder of the dataset's lock."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class DatasetWriter:
         self._shard.counts += counts
 
     def advance(self, position: Position) -> None:
-        """Say how far the sources are read: all up to there has been added, rejected or counted."""
+        """Note how far the sources are read: everything up to there has been added, rejected or counted."""
         self._position = position
         limit = FIRST_BATCH_ROWS if self._schema is None else BATCH_ROWS
         if len(self._rows) >= limit or self._num_bytes >= BATCH_BYTES:
@@ -117,7 +117,7 @@ class DatasetWriter:
             self.finish_shard()
 
     def finish_shard(self) -> None:
-        """Put on disk what there is, with its receipt."""
+        """Write what there is to disk, with its receipt."""
         self._flush()
         self._close_fragment()
         shard, self._shard = self._shard, _Shard()
@@ -134,14 +134,14 @@ class DatasetWriter:
         )
 
     def abandon(self) -> None:
-        """Stop where an error struck: finished shards stay, the one at hand is forgotten."""
+        """Stop after an error: finished shards are kept, the current one is dropped."""
         if self._writer is not None:
             self._writer.abandon()
             self._writer = None
         self._rows = []
 
     def commit(self, provenance: Mapping[str, Any]) -> int:
-        """Make all finished shards visible in one new version, whose number this gives."""
+        """Make all finished shards visible in one new version; returns its number."""
         receipts = self._staging.receipts
         if self.plan.kind == "replace":
             version = commit.commit_replace(
@@ -159,7 +159,7 @@ class DatasetWriter:
         return self._schema is not None and is_blob(self._schema.field(OWN.image))
 
     def _known_schema(self) -> pa.Schema | None:
-        """The schema as far as it is settled: by the dataset that is added to, or by earlier shards."""
+        """The schema that the existing dataset or earlier shards settle; None where there are none."""
         receipts = [receipt for receipt in self._staging.receipts if receipt.fragments]
         if self._base is not None:
             return self._schema_of_base([])
@@ -185,7 +185,7 @@ class DatasetWriter:
         return {f.name: str(f.type) for f in self._schema if f.name not in usual}
 
     def _flush(self) -> None:
-        """Hand the rows at hand to the shard's thread, with more columns where they bring some."""
+        """Hand the collected rows to the shard's thread, after adding the columns that are new."""
         if not self._rows:
             return
         rows, self._rows, self._num_bytes = self._rows, [], 0
@@ -207,7 +207,7 @@ class DatasetWriter:
         self.count(Counts(rows=len(rows), captions=num_captions, bytes=num_bytes, splits=splits))
 
     def _grow(self, fields: Sequence[pa.Field]) -> None:
-        """More columns: null in what was written before."""
+        """Add columns, null in the rows written before."""
         assert self._schema is not None
         if self._base is None:
             for field_ in fields:

@@ -1,4 +1,4 @@
-"""What is installed, what there is to compute on, and what is missing for which command."""
+"""What is installed, the devices of this machine, and what is missing."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from importlib import metadata
 from pathlib import Path
 
 from clipkit import __version__
+from clipkit.errors import DISTRIBUTION
 from clipkit.hardware import usable_cores
 
-# What an optional part (an extra of pyproject.toml) is for.
+# What each extra of pyproject.toml is for.
 PURPOSES = {
-    "fast": "decoding JPEGs faster than OpenCV does",
-    "heic": "`clipkit ingest` of HEIC images",
-    "lora": "`clipkit train` with `model.lora`",
-    "tensorboard": "`clipkit train` with that tracker",
-    "wandb": "`clipkit train` with that tracker",
-    "mlflow": "`clipkit train` with that tracker",
+    "fast": "faster JPEG decoding",
+    "heic": "HEIC images",
+    "lora": "training with `model.lora`",
+    "tensorboard": "tracking runs with TensorBoard",
+    "wandb": "tracking runs with Weights & Biases",
+    "mlflow": "tracking runs with MLflow",
     "test": "`make test`",
     "check": "`make check`",
 }
@@ -34,7 +35,7 @@ class Device:
     name: str
     description: str
     memory_gb: float | None
-    bf16: str | None  # how bfloat16 is computed, or None where only slowly
+    bf16: str | None  # the unit that computes bfloat16; None where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +51,23 @@ class Diagnosis:
     platform: str
     usable_cores: int
     devices: tuple[Device, ...]
-    packages: Mapping[str, str | None]  # what clipkit cannot do without, with its version
+    packages: Mapping[str, str | None]  # required packages and their versions
     extras: Mapping[str, Extra]
     problems: tuple[str, ...]
 
 
 def diagnose() -> Diagnosis:
-    """Look at this installation and this machine; never raises for what is missing."""
+    """Examine this installation and this machine; never raises for what is missing."""
     required, optional = _requirements()
     packages = {name: _version(name) for name in required}
-    problems = [
-        f"`{name}` is not installed: no command works without it" for name, found in packages.items() if not found
-    ]
+    problems = [f"`{name}` is required and not installed" for name, found in packages.items() if not found]
+    if not packages:
+        problems.append(f"`{DISTRIBUTION}` is not installed: run `pip install .` in its checkout")
     accelerators: tuple[Device, ...] = ()
     try:
         accelerators = _accelerators()
     except (ImportError, OSError, RuntimeError) as error:
-        problems.append(f"torch does not work, and training, evaluation and benchmarks need it: {error}")
+        problems.append(f"torch does not work: {error}")
     return Diagnosis(
         clipkit=__version__,
         python=platform.python_version(),
@@ -83,10 +84,10 @@ def diagnose() -> Diagnosis:
 
 
 def _requirements() -> tuple[list[str], dict[str, list[str]]]:
-    """Names of the packages that clipkit requires, and of those that each extra adds."""
+    """The packages that clipkit requires, and those that each extra adds; none where it is not installed."""
     required: list[str] = []
     optional: dict[str, list[str]] = {}
-    for line in metadata.requires("clipkit") or []:
+    for line in metadata.requires(DISTRIBUTION) or [] if _version(DISTRIBUTION) else []:
         if match := REQUIREMENT.match(line):
             name, extra = match.groups()
             (optional.setdefault(extra, []) if extra else required).append(name)
@@ -109,7 +110,7 @@ def _cpu() -> Device:
 
 
 def _cpu_info() -> dict[str, str]:
-    """The first processor's entry in /proc/cpuinfo; empty where there is none."""
+    """The first entry of /proc/cpuinfo; empty on systems without it."""
     try:
         entry = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0]
     except OSError:

@@ -1,4 +1,4 @@
-"""A dataset back into files: WebDataset shards, an image folder with metadata, or COCO's captions."""
+"""Exports a dataset to files: WebDataset shards, an image folder with metadata, or COCO captions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from clipkit.types import Scalar
 
 READ_ROWS = 128
 SHARD_ROWS = 1000
-SUFFIXES = {"jpeg": ".jpg", "tiff": ".tif"}  # of formats that are not called like their files
+SUFFIXES = {"jpeg": ".jpg", "tiff": ".tif"}  # of formats whose suffix is not their name
 SAFE_NAME = re.compile(r"[^/\\\0-\x1f<>:\"|?*]{1,200}")
-OWN_COLUMNS = ("width", "height", "orientation")  # told anew by whoever reads the files
+OWN_COLUMNS = ("width", "height", "orientation")  # readers measure these again
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A row on its way out; `name` is its image's path in the corpus, without the suffix."""
+    """A row to export; `name` is the path of its image in the corpus, without the suffix."""
 
     row: int
     image_id: str
@@ -57,16 +57,14 @@ def export_corpus(
     version: int | str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> int:
-    """Write the chosen rows into a new folder; gives their number."""
+    """Write the chosen rows into a new folder, and return their number."""
     dataset = Dataset(uri, version=version)
     rows = dataset.select(where)
     if not len(rows):
-        raise DataError(
-            f"`{where}` chooses no row of `{uri}`" if where else f"`{uri}` has no rows",
-            "`clipkit info` tells its splits and columns",
-        )
+        what = f"`{where}` matches no rows of `{uri}`" if where else f"`{uri}` has no rows"
+        raise DataError(what, "`clipkit info` lists its splits and columns")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"`{out}` is there already", "name a new folder, or remove it")
+        raise DataError(f"`{out}` already exists and is not empty", "name a new folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -84,7 +82,7 @@ def export_corpus(
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(
-            f"`{out}` cannot be written: {error.strerror or error}", "choose another place, or make room"
+            f"`{out}` cannot be written: {error.strerror or error}", "free some space, or name another folder"
         ) from error
     return len(rows)
 
@@ -99,7 +97,7 @@ def _samples(dataset: Dataset, rows: Any) -> Iterator[Sample]:
         image_id = values.pop(names.image_id)
         try:
             info = parse_header(data)
-        except BadImage:  # as it was found
+        except BadImage:  # exported as it is
             suffix, size = ".bin", (0, 0)
         else:
             suffix, size = SUFFIXES.get(info.format, f".{info.format}"), (info.width, info.height)
@@ -119,7 +117,7 @@ def _is_plain(data_type: pa.DataType) -> bool:
 
 
 def _file_stem(image_id: str, suffix: str, row: int) -> str:
-    """The id as a relative path where it can be one, else the row's number."""
+    """The id as a relative path if it is a safe one, else the number of the row."""
     stem, found = os.path.splitext(image_id)
     name = stem if found.lower() in (suffix, ".jpeg" if suffix == ".jpg" else suffix) else image_id
     parts = name.split("/")
@@ -128,14 +126,14 @@ def _file_stem(image_id: str, suffix: str, row: int) -> str:
 
 
 class WebDatasetWriter(ExitStack):
-    """Shards of a thousand samples, each split's apart: image, first caption, and JSON with everything."""
+    """Shards of a thousand samples for each split: image, first caption, and JSON with all fields."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
         self._shards: dict[str, tarfile.TarFile] = {}
         self._num_written: dict[str, int] = {}
-        self._names: dict[str, set[str]] = {}  # in the shard at hand of each split
+        self._names: dict[str, set[str]] = {}  # in the current shard of each split
 
     def write(self, sample: Sample) -> None:
         split = sample.split or "data"
@@ -149,7 +147,7 @@ class WebDatasetWriter(ExitStack):
         self._num_written[split] = number + 1
         fields = {**sample.extra, "image_id": sample.image_id, "captions": sample.captions, "split": sample.split}
         name = sample.name
-        if "." in name or name in self._names[split]:  # it ends at its first dot; ids may differ in their suffix alone
+        if "." in name or name in self._names[split]:  # a sample's name ends at its first dot
             name = f"{name.replace('.', '_')}-{sample.row}"
         self._names[split].add(name)
         _add(self._shards[split], f"{name}{sample.suffix}", sample.data)
@@ -164,7 +162,7 @@ def _add(shard: tarfile.TarFile, name: str, data: bytes | memoryview) -> None:
 
 
 class ImageFolderWriter(ExitStack):
-    """A folder a split with its images and a `metadata.jsonl`, as Hugging Face's `imagefolder` reads it."""
+    """A folder for each split, with images and a `metadata.jsonl` as Hugging Face's `imagefolder` reads it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -182,7 +180,7 @@ class ImageFolderWriter(ExitStack):
 
 
 class CocoWriter(ExitStack):
-    """A folder of images and an annotation file a split, `annotations/captions_SPLIT.json`."""
+    """For each split a folder of images and a file `annotations/captions_SPLIT.json`."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -203,7 +201,7 @@ class CocoWriter(ExitStack):
 
 @dataclass(slots=True)
 class _CocoFile:
-    """Images go into the file, annotations into another one that is added to it at the end."""
+    """Images are written to the file, annotations to a temporary one that is appended at the end."""
 
     images: IO[str]
     annotations: IO[str]
@@ -239,9 +237,9 @@ def _write_element(stream: IO[str], value: Mapping[str, Any], number: int) -> No
 
 
 def _write_image(folder: Path, sample: Sample) -> str:
-    """The image's path in the folder, once it is there."""
+    """Write the image, and return its path in the folder."""
     file_name = f"{sample.name}{sample.suffix}"
-    if (folder / file_name).exists():  # ids that differ in their suffix alone
+    if (folder / file_name).exists():  # ids that differ only in their suffix
         file_name = f"{sample.name}-{sample.row}{sample.suffix}"
     path = folder / file_name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is in a dataset: rows, splits, columns, captions, images, where it came from, and its versions."""
+"""What a dataset holds: rows, splits, columns, captions, images, provenance and versions."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ dataset = lance.dataset({uri!r})
 data = dataset.take([0], columns=[{column!r}])[{column!r}][0].as_py()  # the encoded image"""
 READ_BLOB = """import lance
 dataset = lance.dataset({uri!r})
-data = dataset.read_blobs({column!r}, indices=[0])[0][1]  # the encoded image; `take` gives only a descriptor"""
+data = dataset.read_blobs({column!r}, indices=[0])[0][1]  # the encoded image (`take` returns a descriptor)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How a number is spread over the rows."""
+    """The distribution of a number over the rows."""
 
     min: float
     median: float
@@ -39,7 +39,7 @@ class Spread:
 
     @classmethod
     def of(cls, counts: Mapping[int, int]) -> Spread | None:
-        """From how often each value occurs; None where nothing does."""
+        """From the count of each value; None where there are no values."""
         if not counts:
             return None
         values = np.array(sorted(counts))
@@ -66,7 +66,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """How images are stored, and their sizes (of up to 1,000 of them where no column tells)."""
+    """How images are stored, and their sizes (from the columns, or from up to 1,000 images)."""
 
     storage: str  # binary or blob
     how_to_read: str
@@ -75,7 +75,7 @@ class Images:
     bytes: Spread | None  # of the sampled images
     width: Spread | None
     height: Spread | None
-    num_rotated: int  # images with an EXIF orientation that is applied when they are read
+    num_rotated: int  # images that are rotated by their EXIF orientation when read
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,14 @@ class Info:
     storage_version: str
     indices: Sequence[str]
     versions: Sequence[Version]
-    provenance: Sequence[Mapping[str, Any]]  # of every ingest, the newest first
+    provenance: Sequence[Mapping[str, Any]]  # of each ingest, newest first
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def describe(uri: str, *, version: int | str | None = None) -> Info:
-    """Read the small columns once and a sample of the images."""
+    """Describe a dataset; reads the small columns once, and a sample of the images."""
     dataset = Dataset(uri, version=version)
     counts = _count(dataset)
     versions = _versions(dataset)
@@ -130,14 +130,14 @@ def describe(uri: str, *, version: int | str | None = None) -> Info:
 
 
 def _bytes_of_blobs(dataset: Dataset) -> int:
-    """Bytes of the blobs beside a local dataset's files, which Lance's own sum leaves out."""
+    """Bytes of a local dataset's blob files, which Lance does not count."""
     files = [file.path for fragment in dataset.lance.get_fragments() for file in fragment.metadata.files]
     folders = [Path(dataset.uri) / "data" / Path(path).stem for path in files]
     return sum(blob.stat().st_size for folder in folders if folder.is_dir() for blob in folder.iterdir())
 
 
 class _Counts:
-    """How often each value occurs, over all rows."""
+    """How often each value occurs in the dataset."""
 
     def __init__(self) -> None:
         self.splits: Counter[str | None] = Counter()

@@ -131,7 +131,7 @@ def propose_config(uri: str, *, pretrained: bool = False) -> str:
     machine = this_machine()
     language = _measure_captions(dataset, _spread(rows, MAX_CAPTIONS))
     batch_size = _batch_size(len(rows), machine.max_batch)
-    samples, max_epochs = (60_000, 20) if pretrained else (200_000, 30)
+    samples, max_epochs = (60_000, 10) if pretrained else (200_000, 30)
     epochs = max(5, min(max_epochs, samples // len(rows)))
     model = (PRETRAINED_MODEL if pretrained else NEW_MODEL).format(
         image_encoder=machine.pretrained_encoder if pretrained else machine.new_encoder,
@@ -142,7 +142,7 @@ def propose_config(uri: str, *, pretrained: bool = False) -> str:
     text = TEMPLATE.format(
         num_rows=len(rows),
         machine=machine.name,
-        name=re.sub(r"[^A-Za-z0-9._-]", "-", PurePath(uri).stem).lstrip(".") or "run",
+        name=_quoted(re.sub(r"[^A-Za-z0-9._-]", "-", PurePath(uri).stem).lstrip(".") or "run"),
         dataset=_quoted(uri),
         train=_quoted(train),
         validation=_quoted(validation) + note,
@@ -221,7 +221,7 @@ def _measure_captions(dataset: Dataset, rows: Rows) -> Language:
     lengths = np.array([len(ids) for ids in tokenizer.encode(captions)])
     max_tokens = min(TOKEN_LIMIT, 8 * math.ceil(np.quantile(lengths, 0.99) / 8))
     return Language(
-        is_english=script == "LATIN" and np.mean([bool(found & ENGLISH_WORDS) for found in words]) > 0.3,
+        is_english=script == "LATIN" and bool(np.mean([bool(found & ENGLISH_WORDS) for found in words]) > 0.3),
         flip=bool(np.mean([bool(found & {"left", "right"}) for found in words]) < 0.01),
         vocab_size=vocab_size,
         max_tokens=max_tokens,

@@ -1,7 +1,7 @@
-"""Images that stand in two splits: the same bytes, or the same picture encoded, scaled or trimmed anew.
+"""Images that occur in two splits: the same bytes, or the same picture re-encoded, scaled or cropped.
 
-Candidates are pairs whose perceptual hashes (64 signs of low frequencies) are near; a pair is near where their
-8x8 thumbnails agree in colour too, which tells a scene from its copy with two colours exchanged.
+Candidates are pairs with similar perceptual hashes (64 signs of low frequencies). Their 8x8 thumbnails must also
+agree, which separates a scene from its copy with two colours swapped.
 
 Shapes: N images, M images of one split.
 """
@@ -48,7 +48,7 @@ class Near:
 
 @dataclass(frozen=True, slots=True)
 class Leaks:
-    exact: Sequence[tuple[Member, ...]]  # images of the same bytes, from two splits or more
+    exact: Sequence[tuple[Member, ...]]  # images with the same bytes, from two splits or more
     near: Sequence[Near]
     num_unreadable: int
 
@@ -58,7 +58,7 @@ class Leaks:
 
 @dataclass(frozen=True, slots=True)
 class Print:
-    """What is kept of an image that can be decoded."""
+    """What images are compared by."""
 
     digest: bytes
     hash: np.uint64
@@ -75,16 +75,16 @@ class Prints:
 
 
 def find_leaks(uri: str, *, version: int | str | None = None, progress: Callable[[int], object] | None = None) -> Leaks:
-    """Compare every image with those of the other splits; `progress` is told of images as they are read."""
+    """Compare every image with those of the other splits; `progress` gets the number of images just read."""
     dataset = Dataset(uri, version=version)
     if "split" not in dataset.schema.names:
-        raise DataError(f"`{uri}` has no column `split`, so nothing can stand in two", "ingest it with splits")
+        raise DataError(f"`{uri}` has no column `split`", "`clipkit ingest` makes one with `--val-fraction 0.1`")
     prints = _take_prints(dataset, progress)
     return Leaks(_find_exact(prints), list(_find_near(prints)), prints.num_unreadable)
 
 
 def take_print(data: bytes | memoryview) -> Print | None:
-    """An image's digest, hash and thumbnail; None where it cannot be decoded."""
+    """An image's digest, hash and thumbnail; None if it cannot be decoded."""
     try:
         pixels = decode_upright(data, at_least=(HASH_PX, HASH_PX))
     except BadImage:
@@ -130,7 +130,7 @@ def _find_exact(prints: Prints) -> list[tuple[Member, ...]]:
 
 
 def _find_near(prints: Prints) -> Iterator[Near]:
-    """Pairs from different splits; every pair is compared, a block at a time."""
+    """Similar pairs from different splits; compares every pair, a block at a time."""
     splits = np.array([member.split for member in prints.members])
     for first, second in combinations(sorted(set(splits.tolist())), 2):
         left_N, right_M = np.flatnonzero(splits == first), np.flatnonzero(splits == second)

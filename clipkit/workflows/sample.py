@@ -1,9 +1,9 @@
 """A sample corpus: rendered scenes of two or three shapes, in the format of Kaggle's Flickr8k.
 
-Half of the test images are the twins of the other half: the same words say both, only which colour belongs to
-which shape, or which shape stands where, is exchanged. A model that reads a caption as a bag of words scores 50 %
-between twins. The same seed and version give the same bytes: choices come from `random.Random(str).random()`,
-which Python keeps stable, and shapes are polygons of whole numbers.
+Half of the test images are twins of the other half: the captions have the same words, but two colours or two places
+are swapped. A model that reads captions as bags of words is right for 50 % of the twins. The same seed and version
+give the same bytes: choices come from `random.Random(str).random()`, which is stable across Python versions, and
+shapes are polygons with integer corners.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ KINDS: dict[str, Sequence[tuple[int, int]] | None] = {
         *((0, 420), (-617, 849), (-399, 130), (-999, -324), (-247, -340)),
     ),
 }
-# How a row (from left to right) and a column (from top to bottom) are spoken of.
+# The words for a row (from left to right) and a column (from top to bottom).
 DIRECTIONS = {
     "row": {
         "before": "left of",
@@ -64,8 +64,8 @@ DIRECTIONS = {
         "farther": "farther down",
     },
 }
-# {a}, {b}, {c} are the shapes in order. A shape is named once in a caption: were one named twice, that alone
-# would tell twins apart whose places are exchanged.
+# {a}, {b}, {c} are the shapes in order. Each is named once in a caption: a shape named twice would give away twins
+# whose places are swapped.
 TEMPLATES = {
     2: (
         "{a} is {before} {b}.",
@@ -114,7 +114,7 @@ class Scene:
 
     @property
     def words(self) -> tuple[object, ...]:
-        """What a bag of words knows of the scene; scenes that share this are told apart by word order alone."""
+        """The scene as a bag of words; scenes with the same bag differ only in word order."""
         sizes = sorted(shape.size for shape in self.shapes)
         colors = sorted(shape.color for shape in self.shapes)
         kinds = sorted(shape.kind for shape in self.shapes)
@@ -137,7 +137,7 @@ class Picture:
 def write_shapes(
     folder: Path, *, num_images: int = 3000, seed: int = 0, advance: Callable[[], object] = lambda: None
 ) -> list[Picture]:
-    """Write the corpus into an empty or new folder; `advance` is called after each image."""
+    """Write the corpus into a new or empty folder; `advance` is called after each image."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"`{folder}` exists and is not empty", "name another folder, or remove that one")
     pictures = compose(num_images, seed=seed)
@@ -163,7 +163,7 @@ def write_shapes(
 
 
 def compose(num_images: int, *, seed: int) -> list[Picture]:
-    """Choose 500 test images (a sixth where that is less), all in pairs; the rest train, most of them in pairs.
+    """Choose 500 test images (or a sixth, if that is less), all in pairs, and training images, most of them in pairs.
 
     No training scene, and no second pair of the test images, has the words of a test scene.
     """
@@ -183,7 +183,7 @@ def compose(num_images: int, *, seed: int) -> list[Picture]:
 
 
 def describe(scene: Scene, rng: random.Random) -> tuple[str, ...]:
-    """Five captions of different templates, each of which says all of the scene."""
+    """Five captions from different templates, each of which describes the whole scene."""
     templates = _shuffled(rng, TEMPLATES[len(scene.shapes)])[:CAPTIONS_PER_IMAGE]
     shapes = dict(zip("abc", scene.shapes, strict=False))
     texts = [template.format(**shapes, **DIRECTIONS[scene.axis]) for template in templates]
@@ -191,7 +191,7 @@ def describe(scene: Scene, rng: random.Random) -> tuple[str, ...]:
 
 
 def draw(scene: Scene, rng: random.Random) -> Image.Image:
-    """Render a scene; sizes, the background, and places within each shape's part of the picture vary."""
+    """Render a scene; the background, and the size and place of each shape, vary a little."""
     side = SIDE_PX * OVERSAMPLING
     grey = 115 + int(rng.random() * 50)
     image = Image.new("RGB", (side, side), (grey, grey, grey))
@@ -220,7 +220,7 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, x: int, y: int, radiu
 
 
 def _training_kinds(num_images: int) -> Iterator[str]:
-    """Kinds of twins that make up so many images, four of five in pairs; an empty kind is a scene alone."""
+    """Kinds of twins for that many images, four of five in pairs; an empty kind is a scene without a twin."""
     cycle = ("colors", "places", "")
     i = 0
     while num_images > 0:
@@ -233,7 +233,7 @@ def _training_kinds(num_images: int) -> Iterator[str]:
 def _picture_pair(
     rng: random.Random, split: str, *, first: int, number: int, kind: str, taken: set[tuple[object, ...]]
 ) -> list[Picture]:
-    """A picture of a new scene and, unless `kind` is empty, its twin, with captions of the same templates."""
+    """A picture of a new scene and, unless `kind` is empty, its twin, with captions from the same templates."""
     scene = _random_scene(rng)
     while scene.words in taken:
         scene = _random_scene(rng)
@@ -264,7 +264,7 @@ def _random_scene(rng: random.Random) -> Scene:
 
 
 def _twin(scene: Scene, kind: str, rng: random.Random) -> Scene:
-    """The scene with the colours, or the places, of two of its shapes exchanged."""
+    """The scene with the colours, or the places, of two of its shapes swapped."""
     i, j = _shuffled(rng, range(len(scene.shapes)))[:2]
     shapes = list(scene.shapes)
     if kind == "colors":

@@ -8,16 +8,25 @@ from pathlib import Path
 import lance
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from PIL import Image, ImageColor
 
+from clipkit.errors import DataError
 from clipkit.evaluators.picture import (
+    BROKEN,
+    CAPTION_PX,
+    COLUMN_PX,
+    HEAD_PX,
     NUM_ANSWERS,
     NUM_FOUND,
     RIGHT,
+    ROW_PX,
     THUMBNAIL_PX,
+    WIDE_GAP_PX,
     Answer,
     Found,
+    check_writable,
     draw_answers,
     find_answers,
 )
@@ -30,22 +39,41 @@ def encoded(color: str, size: tuple[int, int] = (40, 30)) -> bytes:
     return file.getvalue()
 
 
-def framed_columns(sheet: Image.Image, row: int) -> int:
-    """How many pixels of one row of thumbnails have the colour of the right one's frame."""
-    pixels = np.asarray(sheet)[10 + row * (THUMBNAIL_PX + 10) + THUMBNAIL_PX // 2]
-    return int((pixels == ImageColor.getrgb(RIGHT)).all(axis=-1).sum())
+def frame_left(sheet: Image.Image, row: int) -> list[int]:
+    """Where the frames of right images begin, in the middle of a row of thumbnails."""
+    line = np.asarray(sheet)[HEAD_PX + row * ROW_PX + THUMBNAIL_PX // 2]
+    places = np.flatnonzero((line == ImageColor.getrgb(RIGHT)).all(axis=-1))
+    return places[0::6].tolist()
 
 
-def test_the_right_image_is_framed() -> None:
-    right = Answer("a red square", [Found(encoded("red"), True), Found(encoded("blue"), False)])
-    wrong = Answer("a blue square that " + "goes on and " * 60, [Found(encoded("red"), False)])
-    sheet = draw_answers([right, wrong])
-    assert framed_columns(sheet, 0) == 6
-    assert framed_columns(sheet, 1) == 0
+def test_the_right_image_is_framed_and_set_apart_where_it_was_missed() -> None:
+    red, blue = encoded("red"), encoded("blue")
+    hit = Answer("a red square", [Found(red, True, 1, 0.9), Found(blue, False, 2, 0.1)])
+    miss = Answer(
+        "blue " + "again " * 60, [Found(red, False, 1, 0.9), Found(red, False, 2, 0.8)], Found(blue, True, 7, 0)
+    )
+    sheet = draw_answers([hit, miss], title="run x")
+    ((hit_left,), (miss_left,)) = frame_left(sheet, 0), frame_left(sheet, 1)
+    assert miss_left - hit_left == 2 * COLUMN_PX + WIDE_GAP_PX
+    assert sheet.getpixel((miss_left + 20, HEAD_PX + ROW_PX + THUMBNAIL_PX // 2)) == (0, 0, 255)
 
 
-def test_what_is_no_image_is_a_grey_field() -> None:
-    draw_answers([Answer("broken", [Found(b"no image", False), Found(b"", False)])])
+def test_an_image_that_cannot_be_decoded_is_grey() -> None:
+    sheet = draw_answers([Answer("broken", [Found(b"no image", False, 1, 0.0)])])
+    assert sheet.getpixel((CAPTION_PX + 50, HEAD_PX + 50)) == ImageColor.getrgb(BROKEN)
+
+
+@pytest.mark.parametrize("name", ["file/found.png", "folder"])
+def test_a_place_that_cannot_be_written_is_found_out_before(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match="cannot be written"):
+        check_writable(tmp_path / name)
+
+
+def test_checking_a_place_leaves_nothing_there(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "found.png")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_answers_are_the_nearest_images(tmp_path: Path) -> None:
@@ -73,11 +101,18 @@ def test_answers_are_the_nearest_images(tmp_path: Path) -> None:
         row = int(answer.caption.split()[1])
         widths = [Image.open(io.BytesIO(found.data)).width - 1 for found in answer.found]
         similarity = (image_ND @ image_ND[row - 1]).numpy()
-        assert widths == (np.argsort(-similarity)[:NUM_FOUND] + 1).tolist()
+        order = (np.argsort(-similarity) + 1).tolist()
+        assert widths == order[:NUM_FOUND]
         assert [found.is_right for found in answer.found] == [width == row for width in widths]
+        assert [found.score for found in answer.found] == sorted(similarity, reverse=True)[:NUM_FOUND]
+        if row in widths:
+            assert answer.missed is None
+        else:
+            assert (answer.missed.rank, answer.missed.is_right) == (order.index(row) + 1, True)
+            assert Image.open(io.BytesIO(answer.missed.data)).width - 1 == row
 
 
-def test_images_without_a_caption_are_passed_over(tmp_path: Path) -> None:
+def test_images_without_a_caption_are_skipped(tmp_path: Path) -> None:
     captions = [[], ["one"], [], ["three"], []]
     images = pa.array([encoded("red")] * len(captions), pa.large_binary())
     table = pa.table({"image_id": list("abcde"), "image": images, "captions": captions})

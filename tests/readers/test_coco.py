@@ -143,7 +143,7 @@ def test_images_without_a_name(tmp_path: Path, image_folder: Path) -> None:
     (tmp_path / "captions_x.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     items = list(ingest.read(str(tmp_path / "captions_x.json"), ReadOptions(image_dir=image_folder)))
     rejected = [(item.image_id, item.reason) for item in items if isinstance(item, Rejected)]
-    assert rejected == [("2", "names no image file"), ("3", "names no image file")]
+    assert rejected == [("2", "no image file is named"), ("3", "no image file is named")]
 
 
 def test_truncated_json(tmp_path: Path, image_folder: Path) -> None:

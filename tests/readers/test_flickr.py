@@ -10,6 +10,7 @@ from corpora import NUM_ROWS, check_records, make_captions
 from clipkit import readers as ingest
 from clipkit.errors import DataError
 from clipkit.readers import ReadOptions, Rejected
+from clipkit.readers.values import NOT_UTF8
 from clipkit.types import Record
 
 
@@ -146,11 +147,11 @@ def test_bad_lines_are_rejected_by_name(tmp_path: Path) -> None:
     write_corpus(tmp_path, "captions.txt", text, ["a.jpg", "b.jpg", "c.jpg"])
     rejected = [item for item in ingest.read(str(tmp_path), ReadOptions()) if isinstance(item, Rejected)]
     assert {(item.source, item.reason) for item in rejected} == {
-        ("captions.txt:3", "the line has no image and caption"),
+        ("captions.txt:3", "the line has 1 field, not 2"),
         ("captions.txt:4", "no caption"),
-        ("captions.txt:5", "the text is not UTF-8"),
+        ("captions.txt:5", NOT_UTF8),
         ("captions.txt:6", "the path leads out of the corpus's folder (--allow-outside lets it)"),
-        ("captions.txt:7", "the line has no image and caption"),
+        ("captions.txt:7", "no image"),
     }
 
 
@@ -163,5 +164,5 @@ def test_no_images_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\x00\x01\x02", b"a single line"])
 def test_what_is_no_corpus(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "captions.txt").write_bytes(content)
-    with pytest.raises(DataError, match="looks like no corpus"):
+    with pytest.raises(DataError, match="is not understood"):
         ingest.detect(str(tmp_path))

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clipkit.errors import DataError
-from clipkit.readers.paths import BadPath, Root, find_image_folder
+from clipkit.readers.paths import BadPath, Root, image_name
 from clipkit.types import Url
 
 
@@ -55,16 +54,20 @@ def test_a_corpus_that_is_a_link_itself(folder: Path, tmp_path: Path) -> None:
     assert Root(tmp_path / "alias").resolve("sub/a.jpg").read_bytes() == b"x"
 
 
-def test_finding_the_image_folder(folder: Path) -> None:
-    def find(base: Path, *names: str, allow_outside: bool = False) -> Path:
-        return find_image_folder(base, names, allow_outside=allow_outside)
-
-    assert find(folder.parent, "nothing.jpg", "a.jpg") == folder / "sub"
-    assert find(folder.parent, "corpus/sub/a.jpg") == folder.parent
-    assert find(folder / "sub", "../link.jpg", "/etc/hostname") == folder / "sub"
-    assert find(folder, "../link.jpg", "a.jpg") == folder / "sub"
-    assert find(folder, "o.jpg", allow_outside=True) == folder / "linked"
-    with pytest.raises(DataError, match="no folder below"):
-        find(folder, "nothing.jpg")
-    with pytest.raises(DataError, match="no folder below"):
-        find(folder, "o.jpg")  # behind a link
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("./images/0.jpg", "images/0.jpg"),
+        ("images//0.jpg ", "images/0.jpg"),
+        ("a/./0.jpg", "a/0.jpg"),
+        ("images\\train\\0.jpg", "images/train/0.jpg"),
+        ("C:\\data\\0.jpg", "C:/data/0.jpg"),
+        ("0.jpg#3", "0.jpg"),
+        ("0.jpg.1#3", "0.jpg.1"),
+        ("\ufeff0.jpg", "0.jpg"),
+        ("number #2", "number #2"),
+        ("http://example.org//a.jpg", "http://example.org//a.jpg"),
+    ],
+)
+def test_one_form_of_a_name(written: str, name: str) -> None:
+    assert image_name(written) == name

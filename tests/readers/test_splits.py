@@ -7,9 +7,9 @@ import pytest
 
 from clipkit import readers as ingest
 from clipkit.errors import DataError
-from clipkit.readers import ReadOptions
+from clipkit.readers import ReadOptions, SourceReport
 from clipkit.readers.source import split_in_name
-from clipkit.readers.splits import read_split_lists, split_by_hash, split_lists_in
+from clipkit.readers.splits import SplitLists, split_by_hash, split_lists_in
 from clipkit.types import Record
 
 NAMES = [f"{number}.jpg" for number in range(50)]
@@ -56,10 +56,10 @@ def test_given_lists_replace_those_found(corpus: Path, tmp_path: Path) -> None:
 def test_a_name_in_two_lists(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text("1.jpg\n")
-    with pytest.raises(DataError, match=r"`1.jpg` stands in the lists of two splits, a and b"):
-        read_split_lists({"a": tmp_path / "a", "b": tmp_path / "b"})
+    with pytest.raises(DataError, match=r"`1.jpg` is in the lists of two splits, a and b"):
+        SplitLists({"a": tmp_path / "a", "b": tmp_path / "b"})
     with pytest.raises(DataError, match="cannot be read"):
-        read_split_lists({"a": tmp_path / "gone"})
+        SplitLists({"a": tmp_path / "gone"})
 
 
 def test_fractions_stay_when_the_corpus_grows(corpus: Path) -> None:
@@ -86,3 +86,30 @@ def test_fractions_are_what_they_say() -> None:
 )  # fmt: skip
 def test_splits_in_names(name: str, split: str | None) -> None:
     assert split_in_name(name) == split
+
+
+@pytest.mark.parametrize("form", ["images/{}.jpg", "{}", "/data/Images/{}.jpg", "{}.jpg 3", "./{}.jpg"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_names_in_lists_take_many_forms(corpus: Path, form: str, newline: str) -> None:
+    (corpus / "train.txt").write_text(newline.join(form.format(number) for number in range(10)))
+    assert Counter(splits(corpus, ReadOptions()).values()) == {"train": 10, None: 40}
+
+
+def test_one_name_in_the_folders_of_two_splits(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("train/1.jpg\ntrain/2.jpg\n")
+    (tmp_path / "b.txt").write_text("val/1.jpg\n")
+    split_of = SplitLists({"train": tmp_path / "a.txt", "dev": tmp_path / "b.txt"})
+    assert [split_of(name) for name in ("train/1.jpg", "x/val/1.jpg", "1.jpg", "2.jpg")] == [
+        "train", "dev", None, "train",
+    ]  # fmt: skip
+
+
+def test_a_list_that_matches_half_is_said(corpus: Path) -> None:
+    (corpus / "mine.txt").write_text("".join(f"{number}.jpg\n" for number in range(25, 75)))
+    report = SourceReport()
+    options = ReadOptions(split_files={"train": corpus / "mine.txt"})
+    assert len(list(ingest.read(str(corpus), options, report=report))) == 50
+    assert report.notes == [
+        "the split lists `mine.txt` have 50 names, of which 25 match an image: a name there is `25.jpg`, "
+        "an image here `0.jpg`"
+    ]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from clipkit.errors import CheckpointError
-from clipkit.runs.folder import META, Run, find_checkpoint
 from clipkit.runs.checkpoint import list_files
+from clipkit.runs.folder import META, Run, find_checkpoint
 from clipkit.runs.metrics import read_metrics
 
 

@@ -138,5 +138,5 @@ def test_an_append_at_the_same_time(dataset: Dataset) -> None:
 def test_a_column_of_another_type_is_refused(dataset: Dataset) -> None:
     with pytest.raises(DataError, match="is large_binary, not int64"):
         fill_column(dataset, pa.field("image", pa.int64()), numbers)
-    with pytest.raises(ValueError, match="1 came"):
+    with pytest.raises(ValueError, match="1 returned"):
         fill_column(dataset, NUMBER, lambda current, rows: pa.array([1]))

@@ -99,9 +99,9 @@ def test_refusals(dataset: Path, tmp_path: Path, run_cli) -> None:
     (tmp_path / "out" / "mine").write_text("x")
     done = run_cli("export-corpus", dataset, tmp_path / "out", "--format", "coco")
     assert done.returncode == 1
-    assert "is there already" in done.stderr
+    assert "already exists" in done.stderr
     assert run_cli("export-corpus", dataset, tmp_path / "new", "--format", "zip").returncode == 2
-    with pytest.raises(DataError, match="no row of"):
+    with pytest.raises(DataError, match="matches no rows"):
         export_corpus(str(dataset), tmp_path / "new", format="coco", where="split = 'none'")
     assert not (tmp_path / "new").exists()
     done = run_cli("export-corpus", dataset, tmp_path / "new", "--format", "coco", "--json", "--where", "split = 'dev'")

@@ -42,9 +42,9 @@ def test_page(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_refusals(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="neither a picture nor a page"):
+    with pytest.raises(DataError, match="neither a picture nor a web page"):
         save_sheet(str(dataset), tmp_path / "sheet.txt", num=4)
-    with pytest.raises(DataError, match="no row of"):
+    with pytest.raises(DataError, match="matches no rows"):
         save_sheet(str(dataset), tmp_path / "sheet.png", num=4, where="split = 'none'")
     with pytest.raises(DataError, match="does not work on"):
         save_sheet(str(dataset), tmp_path / "sheet.png", num=4, where="spilt = 'test'")

@@ -1,4 +1,4 @@
-"""Sources of images and captions into a Lance dataset: read, checked, written a shard at a time, committed once."""
+"""Ingest: sources of images and captions are read, checked, written a shard at a time, and committed once."""
 
 from clipkit.workflows.ingest.options import IngestOptions, MaxRejected
 from clipkit.workflows.ingest.pipeline import ingest

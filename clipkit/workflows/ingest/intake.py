@@ -1,4 +1,4 @@
-"""What becomes of each item that was read: stored, passed over, or turned away."""
+"""What happens to each item that was read: it is stored, skipped or rejected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ READ_ROWS = 256
 
 
 class Intake:
-    """Decides about one item after the other and tells the writer; remembers which ids it has taken in."""
+    """Decides about each item in turn and tells the writer; remembers the ids that are stored."""
 
     def __init__(
         self, out: str, job: IngestJob, staging: Staging, writer: DatasetWriter, progress: Progress | None
@@ -68,7 +68,7 @@ class Intake:
             if self._job.only_ids is None or item.image_id in self._job.only_ids:
                 self._reject(item)
         elif loaded.image is None:
-            self._pass_over(item)
+            self._skip(item)
         elif item.image_id in self._taken:
             self._duplicate(item)
         elif self._digests is not None and (first_id := self._digests.get(loaded.digest)) is not None:
@@ -78,12 +78,12 @@ class Intake:
         self._writer.advance(Position(self._source, self._num_items, item.image_id))
 
     def check_limit(self, *, at_end: bool = False) -> None:
-        """Raise DataError where more rows were turned away than `max_rejected` allows."""
+        """Raise DataError where more rows were rejected than `max_rejected` allows."""
         limit = self._job.options.max_rejected
         if limit is not None and limit.is_exceeded(self._num_rejected, self._num_seen, at_end=at_end):
             raise DataError(
-                f"{self._num_rejected} of {self._num_seen} rows were turned away, more than --max-rejected {limit}",
-                "nothing was committed; mend the source, or go on with --resume and a higher limit",
+                f"{self._num_rejected} of {self._num_seen} rows were rejected, more than --max-rejected {limit}",
+                "nothing was committed; fix the source, or run again with --resume and a higher limit",
             )
 
     def _store(self, record: Record, loaded: Loaded) -> None:
@@ -119,8 +119,8 @@ class Intake:
             self._progress.update(rows=0, rejected=1, num_bytes=0)
         self.check_limit()
 
-    def _pass_over(self, record: Record) -> None:
-        """A record whose image was not read: the dataset has it, or an earlier record of the sources."""
+    def _skip(self, record: Record) -> None:
+        """Count a record whose image was not read: the dataset or an earlier record has its id."""
         if record.image_id in self._existing:
             self._writer.count(Counts(existing=1))
         elif record.image_id in self._taken:
@@ -130,7 +130,7 @@ class Intake:
         if self._job.options.on_duplicate == "error":
             raise DataError(
                 f"the id `{record.image_id}` occurs twice (again at {record.source})",
-                "settle it with --on-duplicate first or --on-duplicate merge-captions",
+                "keep the first with --on-duplicate first, or all captions with --on-duplicate merge-captions",
             )
         self._writer.count(Counts(duplicates=1))
 

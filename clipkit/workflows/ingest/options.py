@@ -1,4 +1,4 @@
-"""What an ingest is asked to do, and the record of it that the dataset keeps."""
+"""What an ingest is asked to do, and what the dataset records about it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from clipkit.store.writer import Storage
 
 Mode = Literal["create", "overwrite", "append", "upsert"]
 OnDuplicate = Literal["error", "first", "merge-captions"]
-MIN_SEEN = 1000  # a share of fewer items is told only at the end
+MIN_SEEN = 1000  # a share of fewer items is checked only at the end
 
 
 @dataclass(frozen=True, slots=True)
 class MaxRejected:
-    """How many rows may be turned away: a number, or a share of all."""
+    """How many rows may be rejected: a number, or a share of all."""
 
     count: int | None = None
     share: float | None = None
@@ -67,14 +67,14 @@ IMAGE_OPTIONS = TypeAdapter(ImageOptions)
 
 
 def absolute_source(source: str) -> str:
-    """A source as it can be named from any folder."""
+    """A source by a name that is valid in any folder."""
     return source if "://" in source else os.path.abspath(source)
 
 
 def describe(sources: Sequence[str], options: IngestOptions, *, formats: Sequence[str]) -> dict[str, Any]:
-    """What the dataset keeps about where it came from, as JSON values; `pipeline` adds counts.
+    """What the dataset records about where it came from, as JSON values; `pipeline` adds counts.
 
-    How URLs are fetched is no part of it: an ingest may be resumed with more patience.
+    How URLs are fetched is left out: an ingest may be resumed with other limits.
     """
     return {
         "clipkit": __version__,

@@ -1,4 +1,4 @@
-"""How an ingest begins: anew, on top of what is there, or where an earlier attempt came to."""
+"""How an ingest begins: from nothing, on top of a dataset, or where an earlier attempt stopped."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """What is to be done, and with what plan."""
+    """The plan, and what to read."""
 
     plan: IngestPlan
     sources: Sequence[str]
     options: IngestOptions
-    only_ids: frozenset[str] | None = None  # the rows to try again
+    only_ids: frozenset[str] | None = None  # the rows to retry
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """There is nothing left to do."""
+    """The ingest was finished before."""
 
     summary: Summary
 
 
 def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Staging) -> IngestJob | Finished:
-    """The job that this command asks for; raises DataError where what is there stands in its way."""
+    """The job that this command asks for; raises DataError where the existing dataset does not allow it."""
     only_ids = None
     current = commit.current_version(out)
     if options.retry is not None:
@@ -56,7 +56,7 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
     _settle_leftovers(out, options, staging, has_versions=current is not None)
     if staging.plan is not None:
         _check_same(out, staging.plan, mark, description)
-        log.info("resuming: %d rows are there", sum(receipt.counts.rows for receipt in staging.receipts))
+        log.info("resuming after %d rows", sum(receipt.counts.rows for receipt in staging.receipts))
         return IngestJob(staging.plan, sources, options, only_ids)
     if current is not None and kind == "replace":
         done = first_provenance(lance.dataset(out))
@@ -64,7 +64,7 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
             return Finished(_summary_of(out, done))
         if options.mode == "create":
             raise DataError(
-                f"`{out}` exists already" + (", from other sources or options" if options.resume else ""),
+                f"`{out}` already exists" + (", from other sources or options" if options.resume else ""),
                 "replace it with --overwrite, or add to it with --append or --upsert",
             )
     plan = IngestPlan(
@@ -80,7 +80,7 @@ def start(out: str, sources: Sequence[str], options: IngestOptions, staging: Sta
 
 
 def _settle_leftovers(out: str, options: IngestOptions, staging: Staging, *, has_versions: bool) -> None:
-    """Forget what an earlier attempt left behind, unless it is to be gone on with; refuse where that is not said."""
+    """Drop what an earlier attempt left, unless it is resumed; DataError where the options do not say which."""
     if staging.plan is None:
         return
     if not staging.receipts or commit.is_committed(out, staging.receipts):
@@ -90,7 +90,7 @@ def _settle_leftovers(out: str, options: IngestOptions, staging: Staging, *, has
     elif not options.resume:
         raise DataError(
             f"an ingest into `{out}` was interrupted, and its finished shards are still there",
-            "go on with the same command and --resume, or start over with --overwrite; to forget them, remove "
+            "resume it with the same command and --resume, or start over with --overwrite; to drop them, remove "
             f"`{staging.folder}`",
         )
 
@@ -108,8 +108,8 @@ def _check_same(out: str, plan: IngestPlan, mark: str, description: Mapping[str,
         return
     differences = [name for name, value in description.items() if plan.provenance.get(name) != value]
     raise DataError(
-        f"the ingest into `{out}` that was interrupted was another one"
-        + (f" (it differs in {', '.join(differences)})" if differences else f" (--{plan.kind})"),
+        f"the interrupted ingest into `{out}` had another command"
+        + (f" (other {', '.join(differences)})" if differences else f" (--{plan.kind})"),
         "resume it with the command that began it, or start over with --overwrite",
     )
 
@@ -138,16 +138,16 @@ def _summary_of(out: str, provenance: Mapping[str, Any]) -> Summary:
 def _retry(
     out: str, sources: Sequence[str], options: IngestOptions, current: int | None
 ) -> tuple[Sequence[str], IngestOptions, frozenset[str]]:
-    """Sources, options and ids of the rows that an earlier ingest turned away."""
+    """Sources, options and ids of the rows that an earlier ingest rejected."""
     assert options.retry is not None
     if not options.retry.exists():
-        raise DataError(f"there is no `{options.retry}`", "it is the `rejected.jsonl` that an ingest wrote")
+        raise DataError(f"there is no `{options.retry}`", "name the `rejected.jsonl` that an ingest wrote")
     name = dataset_name(out)
     lines = [
         line for line in read_rejections(options.retry) if line.get("dataset", name) == name and "repeat_of" not in line
     ]
     if not lines:
-        raise DataError(f"`{options.retry}` names no row of `{name}`", "there is nothing to try again")
+        raise DataError(f"`{options.retry}` names no row of `{name}`", "there is nothing to retry")
     ids = frozenset(line["id"] for line in lines)
     if sources:
         return sources, options, ids

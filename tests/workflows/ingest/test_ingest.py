@@ -57,7 +57,7 @@ def test_nothing_readable_is_an_error(make_corpus: MakeCorpus, tmp_path: Path, r
         path.write_bytes(b"")
     done = run_cli("ingest", corpus, tmp_path / "o.lance")
     assert done.returncode == 1
-    assert "nothing readable" in done.stderr
+    assert "no row could be read" in done.stderr
     assert not (tmp_path / "o.lance").exists()
     assert len(rejected_lines(tmp_path)) == 3
 
@@ -88,7 +88,7 @@ def test_a_folder_that_is_no_dataset_is_left_alone(make_corpus: MakeCorpus, tmp_
     folder = tmp_path / "photographs"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(numbered_jpeg(1))
-    with pytest.raises(DataError, match="holds no dataset"):
+    with pytest.raises(DataError, match="a folder without a dataset"):
         ingest([str(make_corpus())], str(folder), IngestOptions(mode="overwrite"))
     assert [path.name for path in folder.iterdir()] == ["a.jpg"]
 
@@ -221,7 +221,7 @@ def test_a_split_list_that_names_nothing_is_told(
     read = ReadOptions(split_files={"train": corpus / "captions.txt"})
     summary = ingest([str(corpus)], str(tmp_path / "o.lance"), IngestOptions(read=read))
     assert summary.counts.splits == {}
-    assert "no row stands in a list of --split-file" in caplog.text
+    assert "no row is in a list of --split-file" in caplog.text
 
 
 def test_columns_of_the_corpus_are_carried(make_corpus: MakeCorpus, tmp_path: Path) -> None:

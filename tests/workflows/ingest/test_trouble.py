@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from clipkit.workflows.ingest import IngestOptions, MaxRejected, Summary, ingest
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
 MakeCorpus = Callable[..., Path]
 NUM_IMAGES = 30_000
+NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def test_a_signal_keeps_what_is_there(large_corpus: Path, tmp_path: Path, number
     assert "--resume" in errors
     assert "Traceback" not in errors
     assert list((out / "_ingest").glob("shard-*.json"))
-    with pytest.raises(DataError, match="has not come to its end"):
+    with pytest.raises(DataError, match="is not finished"):
         Dataset(out)
     without_resume = start(large_corpus, out)
     assert "--resume" in without_resume.communicate(timeout=60)[1]
@@ -185,7 +188,7 @@ def test_another_writer_between_plan_and_commit(make_corpus: MakeCorpus, tmp_pat
         return ingest([str(more)], str(out), IngestOptions(mode="append"), progress=Meanwhile())
 
     assert append_while("theirs", range(5, 8)).total_rows == 9
-    with pytest.raises(DataError, match="somebody else added"):
+    with pytest.raises(DataError, match="another writer added"):
         append_while("000009.jpg", range(8, 12))
     ids = [row["image_id"] for row in read_rows(out)]
     assert len(ids) == len(set(ids)) == 10
@@ -220,5 +223,47 @@ def test_the_lock_goes_with_its_holder(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no folder can be made in Linux's /proc, not even by root")
 def test_a_place_where_no_folder_can_be_made() -> None:
-    with pytest.raises(DataError, match="no folder can be made there"), exclusive("/proc/o.lance"):
+    with pytest.raises(DataError, match="no folder can be created there"), exclusive("/proc/o.lance"):
         pass
+
+
+@contextmanager
+def as_other_user() -> Iterator[None]:
+    """Files of mode 700 are closed to this process: root may read everything, so it becomes nobody for a while."""
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.seteuid(NOBODY)
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_missing_permissions_are_named(make_corpus: MakeCorpus) -> None:
+    make_corpus(range(3))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        corpus, closed, out = folder / "corpus", folder / "closed", folder / "open" / "o.lance"
+        write_corpus(corpus, range(3))
+        closed.mkdir(mode=0o000)
+        out.parent.mkdir()
+        out.parent.chmod(0o777)
+        ingest([str(corpus)], str(folder / "o.lance"), IngestOptions())
+        with as_other_user(), pytest.raises(DataError, match=f"no permission to write `{closed}/o.lance") as caught:
+            ingest([str(corpus)], str(closed / "o.lance"), IngestOptions())
+        assert f"`{closed}` belongs to `" in caught.value.hint
+        (corpus / "captions.txt").chmod(0o000)
+        with (
+            as_other_user(),
+            pytest.raises(DataError, match=f"no permission to read `{corpus}/captions.txt`") as caught,
+        ):
+            ingest([str(corpus)], str(out), IngestOptions())
+        assert "belongs to" in caught.value.hint
+        (corpus / "captions.txt").chmod(0o644)
+        (corpus / "Images").chmod(0o000)
+        with as_other_user(), pytest.raises(DataError, match=f"no permission to read `{corpus}/Images"):
+            ingest([str(corpus)], str(out), IngestOptions())
+        (corpus / "Images").chmod(0o755)
+        closed.chmod(0o755)
