@@ -41,9 +41,7 @@ class CheckpointWriter:
     If one cannot be written (a full disk) the run continues with a warning, and the last good checkpoint stays.
     """
 
-    def __init__(
-        self, run: Run, *, keep: int, facts: Mapping[str, Any], save_extras: Callable[[Path], None]
-    ) -> None:
+    def __init__(self, run: Run, *, keep: int, facts: Mapping[str, Any], save_extras: Callable[[Path], None]) -> None:
         """`facts` are added to the `meta.json` of every checkpoint."""
         self._run = run
         self._keep = keep

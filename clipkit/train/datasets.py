@@ -45,6 +45,6 @@ def _open(uri: str, *, version: int | None, columns: Columns) -> Dataset:
             raise
         raise DataError(
             error.message,
-            f"the run began with its version {version}. If the dataset was moved, add `--set data.dataset=PATH`; if the "
-            "version no longer exists, start a new run from the weights of this one with `--set model.init=RUN`",
+            f"the run began with version {version} of it. If it was moved, add `--set data.dataset=PATH`; if "
+            "that version no longer exists, start a new run from the weights of this one with `--set model.init=RUN`",
         ) from error

@@ -30,7 +30,7 @@ from clipkit.train.parallel import Strategy, fill, fill_state
 from clipkit.train.plan import TrainingPlan
 from clipkit.train.precision import choose_precision
 from clipkit.train.schedule import rate_factor
-from clipkit.types import Batch, Task
+from clipkit.types import Batch, Progress, Task, no_progress
 
 
 class Engine:
@@ -77,6 +77,11 @@ class Engine:
     @property
     def model(self) -> nn.Module:
         return self.task.model
+
+    def prepare(self, progress: Progress = no_progress) -> None:
+        """Let the task compute what all batches need; call it once the weights are loaded."""
+        with self.precision.autocast():
+            self.task.prepare(progress)
 
     def train_step(self, batch: Batch, *, step: int) -> dict[str, torch.Tensor]:
         """Train the step after `step` steps; returns its scalars, still on the device.

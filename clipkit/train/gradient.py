@@ -1,8 +1,8 @@
 """The gradient of one global batch: at once, in accumulated pieces, or by gradient caching.
 
-A loss is a mean over a number of targets, its weight. Pieces and ranks count in proportion to their weights: the loss of
-a piece is multiplied by its weight before its backward pass, and after the last piece the gradient is divided by the
-sum of the weights of all pieces and ranks.
+A loss is a mean over a number of targets, its weight. Pieces and ranks count in proportion to their weights: the loss
+of a piece is multiplied by its weight before its backward pass, and after the last piece the gradient is divided by
+the sum of the weights of all pieces and ranks.
 
 Gradient caching (Gao et al. 2021, https://arxiv.org/abs/2101.06983): encode the batch in chunks without keeping
 activations, take the loss of all features and its gradient with respect to them, then encode each chunk again and

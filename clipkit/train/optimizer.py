@@ -75,7 +75,9 @@ def _check(members: Mapping[str, Sequence[object]], left_out: Sequence[str], opt
         )
     for name in optim.freeze:
         if not members.get(name):
-            raise ConfigError(f"`optim.freeze` names `{name}`, and no parameter is in that group", f"the groups are {known}")
+            raise ConfigError(
+                f"`optim.freeze` names `{name}`, and no parameter is in that group", f"the groups are {known}"
+            )
 
 
 def build_optimizer(groups: Sequence[NamedGroup], optim: OptimConfig, *, fused: bool = True) -> Optimizer:

@@ -62,7 +62,9 @@ def open_session(
     With `hold` a run to resume is locked from now on, so that no other process trains in it.
     """
     if resume and rerun:
-        raise ConfigError("`--resume` and `--rerun` exclude each other", "resume continues, rerun repeats from the start")
+        raise ConfigError(
+            "`--resume` and `--rerun` exclude each other", "resume continues, rerun repeats from the start"
+        )
     if rerun:
         return _rerun(Run.open(rerun), config_file, sets)
     if resume and resume != "auto":
@@ -115,7 +117,7 @@ def _config_for(run: Run, config_file: Path | None, sets: Sequence[str]) -> Conf
 
 
 def _values_of(run: Run) -> dict[str, Any]:
-    """The values of the run's config; with the defaults of later versions, unless its kinds are no longer registered."""
+    """The values of the run's config, with the defaults of keys that are new, unless its plugins are not loaded."""
     values = read_document(run.config_text, source=str(run.folder / CONFIG)).values
     with suppress(ValidationError):
         values = _with_absolute_paths(parse_values(values)).model_dump(mode="json")

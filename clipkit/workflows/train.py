@@ -39,7 +39,7 @@ from clipkit.train.run_log import RunLog
 from clipkit.train.session import Session, begin
 from clipkit.train.trackers import MetricsLog, check_trackers, open_trackers
 from clipkit.train.trainer import Outcome, Trainer, TrainingProgress
-from clipkit.types import Task
+from clipkit.types import Progress, Task, no_progress
 
 log = logging.getLogger(__name__)
 NAMED_SPLIT = re.compile(r"""^\s*split\s*=\s*['"]([^'"]+)['"]\s*$""")
@@ -79,8 +79,11 @@ class Training:
         }
 
 
-def train(session: Session, *, progress: TrainingProgress) -> dict[str, Any]:
-    """Train to the end of the plan, or until a signal; returns the summary."""
+def train(session: Session, *, progress: TrainingProgress, preparing: Progress = no_progress) -> dict[str, Any]:
+    """Train to the end of the plan, or until a signal; returns the summary.
+
+    `preparing` shows what the task computes before the first step.
+    """
     check_trackers(session.config.train.trackers)
     with process_group(session.config.train) as device:
         check_same_start(session.step)
@@ -92,6 +95,7 @@ def train(session: Session, *, progress: TrainingProgress) -> dict[str, Any]:
         try:
             if session.checkpoint is not None:
                 training.engine.restore(session.checkpoint)
+            training.engine.prepare(preparing)
             trainer = Trainer(
                 training.engine,
                 training.loader,
@@ -127,10 +131,7 @@ def _check_saved(run_log: RunLog, outcome: Outcome) -> None:
 
 
 def dry_run(session: Session) -> dict[str, Any]:
-    """Build everything and train one step, without writing anything.
-
-    Captions are not encoded in advance for `model.text.remember`: the batch passes through the text encoder.
-    """
+    """Build everything and train one step, without writing anything, and without `Task.prepare`."""
     check_trackers(session.config.train.trackers)
     with process_group(session.config.train) as device:
         training = build_training(session, device)
@@ -194,7 +195,7 @@ def _make_loader(session: Session, task: Task, rows: TrainingRows) -> Loader:
     before = session.facts.get("num_samples")
     if before is not None and before != loader.num_samples:
         raise CheckpointError(
-            f"`{config.data.dataset}` has {loader.num_samples:,} samples to train on, and the run began with {before:,}",
+            f"`{config.data.dataset}` has {loader.num_samples:,} samples to train on, the run began with {before:,}",
             "resume it with the dataset that it began with; a moved one is given with `--set data.dataset=PATH`",
         )
     if not config.data.drop_last:
