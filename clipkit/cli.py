@@ -5,15 +5,13 @@ from __future__ import annotations
 import io
 import os
 import re
-import signal
 import sys
 import traceback
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from clipkit import __version__, console
+from clipkit import __version__, console, signals
 from clipkit.commands import COMMANDS
 from clipkit.errors import ClipkitError
 
@@ -53,7 +51,7 @@ for register in COMMANDS:
 
 def main() -> None:
     """Run one command and exit: 0 done, 1 a reported error, 2 wrong usage, 3 rows rejected, 130, 143."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.raise_on_sigterm()
     for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that are not text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -109,7 +107,3 @@ def _place_in_plugin(error: Exception) -> str | None:
     frames = traceback.extract_tb(error.__traceback__) if plugins is not None else ()
     places = [f"`{frame.filename}:{frame.lineno}`" for frame in frames if plugins.is_plugin_file(frame.filename)]
     return places[-1] if places else None
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)

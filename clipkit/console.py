@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+LINE_EVERY_S = 10.0
 
 
 def print_json(value: Any) -> None:
@@ -29,6 +36,37 @@ def print_error(message: str, hint: str = "") -> None:
     say(f"error: {message}")
     if hint:
         say(f"\nhint: {hint}")
+
+
+@contextmanager
+def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, or a line every ten seconds if stderr is not a terminal.
+
+    It is called with (done, total), drawn at the first call and removed when all is done.
+    """
+    bar: tqdm[Any] | None = None
+    last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar, last
+        if sys.stderr.isatty():
+            if bar is None:
+                from tqdm import tqdm
+
+                bar = tqdm(desc=description, total=total, unit=f" {unit}", leave=False, dynamic_ncols=True)
+            bar.update(done - bar.n)
+            if done >= total:
+                bar.close()
+                bar = None
+        elif time.monotonic() - last > LINE_EVERY_S:
+            last = time.monotonic()
+            say(f"{description}: {done:,} of {total:,} {unit}")
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

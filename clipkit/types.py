@@ -163,6 +163,9 @@ class Task(Protocol):
     def alarms(self, metrics: Mapping[str, float], *, batch_size: int) -> Mapping[str, str]:
         """What is going wrong, by name, with its likely cause: from a step's metrics and `loss`, or an evaluation's."""
 
+    def prepare(self, progress: Progress = no_progress) -> None:
+        """Compute what all batches need, once the weights are loaded and before the first step."""
+
     def tune(self, *, device_type: str, precision: str) -> None:
         """Choose the fastest kernels for the model where it will run."""
 

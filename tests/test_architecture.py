@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "clipkit"
 # A unit is a module or a package directly under clipkit. It imports from lower layers, or from itself; the lowest and
 # the highest layer are each one house.
 LAYERS = {
-    0: {"__init__", "errors", "files", "types", "hardware", "config"},
+    0: {"__init__", "errors", "files", "types", "hardware", "signals", "config"},
     1: {"distributed", "hub"},
     2: {"images", "store", "runs", "metrics"},
     3: {"readers", "losses", "data"},

@@ -64,7 +64,8 @@ def loader(
             raise typer.BadParameter("--set changes a config: give one with --config")
         data, size = DataConfig(dataset=str(dataset), image_size=image_size), 64
         inputs = plain_inputs(data, _load_tokenizer(data, tokenizer))
-    report = bench_loader(data, inputs, batch_size=batch_size or size, seconds=seconds)
+    with console.progress_bar("measuring", "rounds") as progress:
+        report = bench_loader(data, inputs, batch_size=batch_size or size, seconds=seconds, progress=progress)
     if as_json:
         console.print_json(asdict(report))
         return
@@ -74,7 +75,9 @@ def loader(
 def step(
     config: ConfigOption = None,
     sets: SetOption = None,
-    num_steps: Annotated[int, typer.Option("--steps", min=1, help="Steps in each of the five rounds.")] = 10,
+    num_steps: Annotated[
+        int, typer.Option("--steps", min=1, help="At most this many steps in each of the rounds.")
+    ] = 10,
     as_json: JsonOption = False,
 ) -> None:
     """Samples per second of the training step, on real data and on one repeated batch."""
@@ -89,7 +92,8 @@ def step(
     let_threads_sleep()
     from clipkit.workflows.bench import bench_step
 
-    report = bench_step(session, num_steps=num_steps)
+    with console.progress_bar("measuring", "rounds") as progress:
+        report = bench_step(session, num_steps=num_steps, progress=progress)
     if as_json:
         console.print_json(asdict(report))
         return

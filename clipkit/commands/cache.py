@@ -15,11 +15,13 @@ def register(app: typer.Typer) -> None:
 
 def cache(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Path of the Lance dataset.")],
-    size: Annotated[int, typer.Option(metavar="PX", min=16, max=4096, help="Side of the cached squares.")] = 256,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it costs and gains, and write nothing.")] = False,
+    size: Annotated[
+        int, typer.Option(metavar="PX", min=16, max=4096, help="Side of the cached squares, in pixels.")
+    ] = 256,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost and the gain; write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Keep decoded pixels in the dataset, for training at speed."""
+    """Add a column of decoded pixels to a dataset, for faster training."""
     from tqdm import tqdm
 
     from clipkit.data.pixel_cache import estimate_cache, make_cache

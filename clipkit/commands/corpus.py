@@ -27,14 +27,10 @@ def export_corpus(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Export images and captions in a common format."""
-    from tqdm import tqdm
-
     from clipkit.workflows.export_corpus import export_corpus
 
-    with tqdm(unit=" rows", desc="exporting", disable=None) as bar:
-        rows = export_corpus(
-            dataset, out, format=format, where=where, version=version, progress=lambda number: bar.update(number)
-        )
+    with console.progress_bar("exporting", "rows") as progress:
+        rows = export_corpus(dataset, out, format=format, where=where, version=version, progress=progress)
     if as_json:
         console.print_json({"rows": rows, "format": format, "out": str(out)})
         return

@@ -33,7 +33,7 @@ def info(
     from clipkit.workflows.info import describe
 
     found = describe(dataset, version=version)
-    leaked = _find_leaks(dataset, version, found.rows) if leaks else None
+    leaked = _find_leaks(dataset, version) if leaks else None
     if as_json:
         console.print_json({**found.as_json(), **({"leaks": leaked.as_json()} if leaked else {})})
         return
@@ -42,13 +42,11 @@ def info(
         console.print_result("\n" + _leaks(leaked))
 
 
-def _find_leaks(dataset: str, version: str | None, num_rows: int) -> Leaks:
-    from tqdm import tqdm
-
+def _find_leaks(dataset: str, version: str | None) -> Leaks:
     from clipkit.workflows.leaks import find_leaks
 
-    with tqdm(total=num_rows, unit=" images", desc="comparing", disable=None) as bar:
-        return find_leaks(dataset, version=version, progress=lambda number: bar.update(number))
+    with console.progress_bar("comparing", "images") as progress:
+        return find_leaks(dataset, version=version, progress=progress)
 
 
 def _sections(found: Info) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipkit import console
+from clipkit.signals import exit_on_signals
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -32,22 +34,22 @@ def train(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN|auto", help="Resume a run; auto: the newest of its name, or start it."),
+        typer.Option(metavar="RUN|auto", help="Resume a run; auto: the newest of the config's name, or a new one."),
     ] = None,
     rerun: Annotated[
         str | None, typer.Option(metavar="RUN", help="Repeat a run from its start, in a new folder.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, build, run one batch, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and train one step; write nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Train a model as a config says, into a run folder."""
-    from clipkit.train.signals import leave_on_signals
-
-    leave_on_signals()  # until training handles them
+    """Train a model from a config, into a run folder."""
+    exit_on_signals()  # until the first step
     from clipkit.train.session import open_session
 
     if not _is_main():
-        logging.getLogger("clipkit").setLevel(logging.ERROR)  # of several processes one logs
+        logging.getLogger("clipkit").setLevel(logging.ERROR)  # only rank 0 logs
     trains_here = not dry_run and _is_main()
     session = open_session(config, sets or (), resume=resume, rerun=rerun, hold=trains_here)  # before heavy imports
     if trains_here:
@@ -56,6 +58,7 @@ def train(
     from clipkit.hardware import let_threads_sleep
 
     let_threads_sleep()
+    from clipkit.types import no_progress
     from clipkit.workflows import train as workflow
 
     if dry_run:
@@ -63,8 +66,11 @@ def train(
         if _is_main():
             console.print_json(result) if as_json else _print_groups(result)
         return
-    with closing(_make_progress(session.config.run.name, session.step)) as progress:
-        summary = workflow.train(session, progress=progress)
+    with (
+        closing(Bar(session.folder.name, session.step, hidden=not _is_main())) as progress,
+        console.progress_bar("encoding", "captions") if _is_main() else nullcontext(no_progress) as preparing,
+    ):
+        summary = workflow.train(session, progress=progress, preparing=preparing)
     if not _is_main():
         raise typer.Exit(summary["exit_code"])
     console.print_json(summary) if as_json else _print_summary(summary)
@@ -74,7 +80,7 @@ def train(
 
 
 def _is_main() -> bool:
-    """Whether this process is the one that prints; after training there is no process group."""
+    """Whether this process has rank 0; it is also needed after training, when there is no process group."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -85,8 +91,8 @@ def _print_groups(result: dict[str, Any]) -> None:
     ]
     console.print_result(console.format_table(("group", "parameters", "trained", "lr", "weight decay"), rows))
     console.print_result(
-        f"\n{result['samples']:,} samples, {result['steps_per_epoch']:,} steps an epoch; one batch went through, its "
-        f"loss is {result['loss']:.4f}"
+        f"\n{result['samples']:,} samples, {result['steps_per_epoch']:,} steps an epoch; the loss of the first batch "
+        f"is {result['loss']:.4f}"
     )
 
 
@@ -107,31 +113,28 @@ def _print_summary(summary: dict[str, Any]) -> None:
     console.print_result("\n".join(lines))
 
 
-def _make_progress(name: str, step: int) -> Bar | NoBar:
-    return Bar(name, step) if _is_main() else NoBar()
-
-
-class NoBar:
-    """For ranks other than 0."""
-
-    def update(self, step: int, total: int | None, fields: Mapping[str, Any]) -> None: ...
-    def evaluated(self, step: int, label: str, shown: Mapping[str, float]) -> None: ...
-    def close(self) -> None: ...
-
-
 class Bar:
-    """A tqdm bar with loss, learning rates, samples a second and the share of waiting for data."""
+    """A tqdm bar with the loss, the learning rates, the speed and the share of time spent waiting for data."""
 
-    def __init__(self, name: str, step: int) -> None:
+    def __init__(self, name: str, step: int, *, hidden: bool) -> None:
+        """A `hidden` one, for ranks other than 0, draws nothing."""
         self._name = name
         self._start = step
+        self._hidden = hidden
         self._bar: tqdm[Any] | None = None  # drawn with the first step
 
     def update(self, step: int, total: int | None, fields: Mapping[str, Any]) -> None:
+        if self._hidden:
+            return
         if self._bar is None:
-            self._bar = self._open()
+            from tqdm import tqdm
+
+            interval_s = 0.5 if sys.stderr.isatty() else 10.0
+            self._bar = tqdm(
+                desc=self._name, initial=self._start, unit="step", mininterval=interval_s, dynamic_ncols=True
+            )
         self._bar.total = total
-        rates = " ".join(f"{_short(group)} {rate:.1e}" for group, rate in fields["lr"].items())
+        rates = " ".join(f"{name.removesuffix('_encoder')} {rate:.1e}" for name, rate in fields["lr"].items())
         self._bar.set_postfix_str(
             f"loss {fields['loss']:.4f}, lr {rates}, {fields['samples_per_s']:.0f} samples/s, "
             f"wait {fields['wait_share']:.0%}",
@@ -139,16 +142,8 @@ class Bar:
         )
         self._bar.update(step - self._bar.n)
 
-    def _open(self) -> tqdm[Any]:
-        import sys
-
-        from tqdm import tqdm
-
-        interval_s = 0.5 if sys.stderr.isatty() else 10.0
-        return tqdm(desc=self._name, initial=self._start, unit="step", mininterval=interval_s, dynamic_ncols=True)
-
     def evaluated(self, step: int, label: str, shown: Mapping[str, float]) -> None:
-        log.info("step %d, %s: %s", step, label, _numbers(shown))
+        log.info("step %d, %s: %s", step, label, _numbers(shown))  # on ranks other than 0 the level is higher
 
     def close(self) -> None:
         if self._bar is not None:
@@ -157,12 +152,8 @@ class Bar:
 
 def _numbers(shown: Mapping[str, float]) -> str:
     """`text to image: recall@1 0.100, recall@5 0.300; image to text: …`."""
-    by_place: dict[str, list[str]] = {}
+    grouped: dict[str, list[str]] = {}
     for path, value in shown.items():
-        place, _, name = path.rpartition("/")
-        by_place.setdefault(place.replace("_", " "), []).append(f"{name} {value:.3f}")
-    return "; ".join(f"{place}: {', '.join(parts)}" if place else ", ".join(parts) for place, parts in by_place.items())
-
-
-def _short(group: str) -> str:
-    return group.removesuffix("_encoder")
+        group, _, name = path.rpartition("/")
+        grouped.setdefault(group.replace("_", " "), []).append(f"{name} {value:.3f}")
+    return "; ".join((f"{group}: " if group else "") + ", ".join(parts) for group, parts in grouped.items())

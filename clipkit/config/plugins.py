@@ -1,7 +1,7 @@
 """`plugins`: a user's own modules, imported so that they register their kinds.
 
-Plugins are code. A run records their paths and hashes; opening the run imports only what has the recorded hash, and
-never a file inside the run's folder.
+A plugin is code, so a run records where its plugins were and a hash of each. Opening the run imports only what has the
+recorded hash, and never a file inside the run's folder.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import CodeType, ModuleType
-from typing import Any
+from types import ModuleType
 
 from clipkit.config.kinds import unregister
 from clipkit.errors import ConfigError, first_line
@@ -34,7 +32,7 @@ class Plugin:
 
 
 _loaded: dict[str, Plugin] = {}
-_folders: set[str] = set()  # what plugins were imported from so far
+_folders: set[str] = set()  # that plugins have been imported from
 
 
 def load_plugins(names: Sequence[str], *, beside: Path | None) -> list[Plugin]:
@@ -43,25 +41,31 @@ def load_plugins(names: Sequence[str], *, beside: Path | None) -> list[Plugin]:
 
 
 def loaded_plugins(names: Sequence[str]) -> list[Plugin]:
-    """What is imported under these names; each must have been loaded."""
+    """The plugins of these names; each must have been loaded."""
     return [_loaded[name] for name in names]
 
 
+def is_plugin_file(filename: str) -> bool:
+    """Whether a file is a loaded plugin's."""
+    path = Path(filename)
+    return any(path == Path(plugin.path) or Path(plugin.path) in path.parents for plugin in _loaded.values())
+
+
 def reopen_plugins(recorded: Sequence[Mapping[str, str]], *, run_folder: Path) -> list[Plugin]:
-    """Import the plugins of a run from where it found them, or from what is installed.
+    """Import the plugins of a run from where the run found them, or from what is installed.
 
     `recorded` has the fields of `Plugin`. Raises ConfigError for a plugin that has changed, is missing, or exists only
     inside the run's folder.
     """
-    return [_load(_same_as(Plugin(**record), run_folder), run_folder) for record in recorded]
+    return [_load(_find_recorded(Plugin(**record), run_folder), run_folder) for record in recorded]
 
 
-def _same_as(recorded: Plugin, run_folder: Path) -> Plugin:
+def _find_recorded(recorded: Plugin, run_folder: Path) -> Plugin:
     """The plugin with the recorded hash."""
-    name, path = recorded.name, Path(recorded.path)
+    name = recorded.name
     _check_name(name)
-    found = [place for place in (path, _installed(name, run_folder)) if place is not None and _module_file(place)]
-    allowed = [place for place in found if place.is_absolute() and not _is_inside(place, run_folder)]
+    places = [place for place in (Path(recorded.path), _installed(name, run_folder)) if place and _module_file(place)]
+    allowed = [place for place in places if place.is_absolute() and not _is_inside(place, run_folder)]
     for place in allowed:
         plugin = _read(name, place)
         if plugin.sha256 == recorded.sha256:
@@ -69,17 +73,11 @@ def _same_as(recorded: Plugin, run_folder: Path) -> Plugin:
     if allowed:
         raise ConfigError(
             f"the plugin `{name}` at `{allowed[0]}` has changed since the run",
-            f"put it back as it was, or resume the run with the changed one: `clipkit train --resume {run_folder} "
-            "--config FILE`",
-        )
-    if found:
-        raise ConfigError(
-            f"the plugin `{name}` is inside the run's folder, at `{found[0]}`, and is not imported from there",
-            "if you trust it, copy it to another folder and name that folder in the environment variable PYTHONPATH",
+            f"restore it, or resume the run with the changed one: `clipkit train --resume {run_folder} --config FILE`",
         )
     raise ConfigError(
-        f"the plugin `{name}` is neither at `{path}`, where the run found it, nor installed",
-        "put it back as it was, or into a folder that the environment variable PYTHONPATH names",
+        f"the plugin `{name}` is neither at `{recorded.path}`, where the run found it, nor installed",
+        "restore it, or add its folder to the environment variable PYTHONPATH; nothing is imported from the run folder",
     )
 
 
@@ -87,12 +85,9 @@ def _find(name: str, beside: Path | None) -> Path:
     _check_name(name)
     path = (_beside(name, beside) if beside else None) or _installed(name)
     if path is None:
-        places = (
-            f"`{name}.py` and `{name}/__init__.py` are not in `{beside.absolute()}`, and it is" if beside else "it is"
-        )
+        looked = f"`{beside.absolute()}` has no `{name}.py` or `{name}/__init__.py`, and it is" if beside else "it is"
         raise ConfigError(
-            f"there is no plugin `{name}`: {places} not installed",
-            f"put `{name}.py` beside the config file, or install it",
+            f"there is no plugin `{name}`: {looked} not installed", f"put `{name}.py` beside the config, or install it"
         )
     return path
 
@@ -100,7 +95,7 @@ def _find(name: str, beside: Path | None) -> Path:
 def _check_name(name: str) -> None:
     if not name.isidentifier():
         stem = Path(name).stem
-        advice = f"write `{stem}`" if stem.isidentifier() else "rename its file with letters, digits and `_`"
+        advice = f"write `{stem}`" if stem.isidentifier() else "rename its file, with letters, digits and `_`"
         raise ConfigError(f"`{name}` is not the name of a Python module", advice)
 
 
@@ -110,7 +105,7 @@ def _beside(name: str, folder: Path) -> Path | None:
 
 
 def _installed(name: str, avoid: Path | None = None) -> Path | None:
-    """Where the interpreter would find a module that is not imported yet."""
+    """Where Python would find a module that is not imported yet."""
     with _search_path(avoid=avoid):
         specs = (finder.find_spec(name, None) for finder in sys.meta_path)
         spec = next((spec for spec in specs if spec is not None), None)
@@ -144,57 +139,47 @@ def _read(name: str, path: Path) -> Plugin:
 
 
 def _load(plugin: Plugin, avoid: Path | None = None) -> Plugin:
-    """Import a plugin under its own name, unless this very one is imported; it replaces another of its name."""
+    """Import a plugin, unless this very one is imported; it replaces another of its name."""
     name, file = plugin.name, _module_file(Path(plugin.path))
     assert file is not None, "a plugin that was found has a file"
-    module = sys.modules.get(name)
-    is_imported = _file_of(module) == str(file)
+    is_imported = _file_of(sys.modules.get(name)) == str(file)
     if is_imported and _loaded.setdefault(name, plugin) == plugin:
         return plugin
-    if name in sys.stdlib_module_names or name == "clipkit" or (module is not None and name not in _loaded):
+    if name in sys.stdlib_module_names or name == "clipkit" or (name in sys.modules and name not in _loaded):
         raise ConfigError(f"the plugin `{name}` has the name of a module that is already in use", f"rename `{file}`")
     _forget(name)
     folder = Path(plugin.path).parent
     _forget_siblings(folder)
     _folders.add(str(folder))
-    spec = spec_from_file_location(name, file, loader=_SourceLoader(name, str(file)))
+    spec = spec_from_file_location(name, file)
     assert spec is not None
-    assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[name] = module
     importlib.invalidate_caches()
     try:
         with _search_path(folder, avoid=avoid):
-            spec.loader.exec_module(module)
+            exec(compile(file.read_bytes(), file, "exec"), module.__dict__)  # never bytecode, which has no hash
     except (Exception, SystemExit) as error:
         _forget(name)
         raise ConfigError(
             f"the plugin `{name}` cannot be imported: {type(error).__name__}: {first_line(error)} "
-            f"({_place(error, Path(plugin.path), file)})",
-            "correct the plugin; with `CLIPKIT_DEBUG=1` the whole traceback is shown",
+            f"(`{_failed_line(error, plugin, file)}`)",
+            "correct the plugin; `CLIPKIT_DEBUG=1` shows the whole traceback",
         ) from error
     _loaded[name] = plugin
     return plugin
-
-
-class _SourceLoader(SourceFileLoader):
-    """Executes the source that was hashed, never bytecode from `__pycache__`."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 @contextmanager
 def _search_path(*first: Path, avoid: Path | None = None) -> Iterator[None]:
     """`sys.path` with folders before it, and without those that lead into the folder to avoid."""
     before = list(sys.path)
-    avoided = [entry for entry in before if avoid is not None and _is_inside(Path(entry or "."), avoid)]
-    sys.path[:] = [*map(str, first), *(entry for entry in before if entry not in avoided)]
-    during = list(sys.path)
+    kept = [entry for entry in before if avoid is None or not _is_inside(Path(entry or "."), avoid)]
+    sys.path[:] = during = [*map(str, first), *kept]
     try:
         yield
     finally:
-        sys.path[:] = [*(entry for entry in sys.path if entry not in during), *before]
+        sys.path[:] = [*(entry for entry in sys.path if entry not in during), *before]  # keeps what a plugin added
 
 
 def _forget(name: str) -> None:
@@ -205,7 +190,7 @@ def _forget(name: str) -> None:
 
 
 def _forget_siblings(folder: Path) -> None:
-    """Forget what other plugins imported from beside themselves, where this folder has a module of that name too."""
+    """Forget what plugins imported from beside themselves in other folders, where this folder has one of that name."""
     others = _folders - {str(folder), *sys.path}
     for name, module in list(sys.modules.items()):
         if name not in _loaded and os.path.dirname(_file_of(module)) in others and _beside(name, folder):
@@ -216,10 +201,10 @@ def _file_of(module: ModuleType | None) -> str:
     return getattr(module, "__dict__", {}).get("__file__") or ""
 
 
-def _place(error: BaseException, plugin: Path, file: Path) -> str:
-    """`FILE:LINE`, of the innermost line of the plugin that the error went through."""
+def _failed_line(error: BaseException, plugin: Plugin, file: Path) -> str:
+    """`FILE:LINE` of the innermost line of the plugin that the error passed through."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"`{error.filename}:{error.lineno}`"
-    frames: list[Any] = traceback.extract_tb(error.__traceback__)
-    lines = [f"`{frame.filename}:{frame.lineno}`" for frame in frames if Path(frame.filename).is_relative_to(plugin)]
-    return lines[-1] if lines else f"`{file}`"
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"{frame.filename}:{frame.lineno}" for frame in frames if Path(frame.filename).is_relative_to(plugin.path)]
+    return lines[-1] if lines else str(file)

@@ -1,8 +1,8 @@
-"""A checkpoint folder: written whole, checked by its checksums, read without unpickling.
+"""A checkpoint folder: written completely or not at all, checked by checksums, read without unpickling.
 
-`model.safetensors` holds the weights that one evaluates (averaged ones, with EMA), `train_state.pt` what only a
-resume needs: optimizer, loss scaler, the weights in training where they differ. `meta.json` lists the files with size
-and checksum: what does not match is damaged.
+`model.safetensors` holds the weights to evaluate (with EMA, the averaged ones), `train_state.pt` what only a resume
+needs: optimizer, loss scaler and, with EMA, the weights in training. `meta.json` lists the files with size and
+checksum; a checkpoint with a file that does not match is damaged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def write_checkpoint(
     meta: Mapping[str, Any],
     save_extras: Callable[[Path], None],
 ) -> None:
-    """Write and sync a checkpoint's files; `meta.json`, which vouches for the others, comes last."""
+    """Write and sync the files of a checkpoint; `meta.json`, with the checksums of the others, comes last."""
     import torch
     from safetensors.torch import save_file
 
@@ -54,10 +54,10 @@ def read_train_state(checkpoint: Path) -> dict[str, Any]:
 
     try:
         state: dict[str, Any] = torch.load(checkpoint / TRAIN_STATE, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:  # torch's own advice is to load it all the same
+    except UnpicklingError as error:  # torch's own message advises to load it without `weights_only`
         raise CheckpointError(
             f"`{checkpoint / TRAIN_STATE}` holds more than tensors and numbers, and is not loaded",
-            "clipkit did not write it: do not trust its source",
+            "clipkit did not write it: do not trust where it came from",
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(
@@ -73,16 +73,16 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         with safe_open(checkpoint / WEIGHTS, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"`{checkpoint / WEIGHTS}` cannot be read: {error}", "take another checkpoint") from error
+        raise CheckpointError(f"`{checkpoint / WEIGHTS}` cannot be read: {error}", "use another checkpoint") from error
 
 
 def check_fits(weights: Mapping[str, torch.Tensor], model: nn.Module, *, checkpoint: Path) -> None:
-    """Refuse weights that do not fit the model, and name what differs."""
+    """Raise CheckpointError, which names the differences, for weights that do not fit the model."""
     own = model.state_dict()
     differences = [f"`{name}` is missing" for name in own if name not in weights]
     differences += [f"`{name}` is unknown" for name in weights if name not in own]
     differences += [
-        f"`{name}` is {list(weights[name].shape)} and not {list(tensor.shape)}"
+        f"`{name}` has the shape {list(weights[name].shape)}, not {list(tensor.shape)}"
         for name, tensor in own.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
@@ -96,10 +96,10 @@ def check_fits(weights: Mapping[str, torch.Tensor], model: nn.Module, *, checkpo
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None when all are as they were written."""
+    """What is wrong with the files of a checkpoint; None if they are as they were written."""
     files = read_json(checkpoint / META).get("files")
     if not isinstance(files, dict):
-        return f"`{META}` is missing or torn"
+        return f"`{META}` is missing or incomplete"
     for name, expected in files.items():
         file = checkpoint / name
         if not file.is_file():
@@ -117,7 +117,7 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
 
 
 def list_files(folder: Path) -> dict[str, dict[str, int]]:
-    """Size and checksum of every file under a folder, as `meta.json` keeps them."""
+    """Size and checksum of every file in a folder, in the form of `meta.json`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != META)
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": checksum(path)} for path in files

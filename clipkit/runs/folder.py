@@ -1,8 +1,7 @@
 """The run folder: `config.yaml`, `run.json`, `metrics.jsonl`, `status.json` and `checkpoints/step-00001234/`.
 
-`run.json` holds what was resolved once when the run began, so that a resume or a rerun finds the same: dataset
-versions, number of steps, compute threads, plugins. `status.json` says how far the run is. `checkpoints/best.json`
-names the best checkpoint.
+`run.json` holds the facts that a resume or a rerun needs: dataset versions, number of steps, compute threads, plugins.
+`status.json` says how far the run is. `checkpoints/best.json` names the best checkpoint.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ STEP_FOLDER = re.compile(r"^step-(\d{8,})$")
 
 
 class Run:
-    """A run folder. Only one process at a time may hold it for training (`lock`)."""
+    """A run folder. Only one process at a time may train in it (`lock`)."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -42,18 +41,18 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | Path, *, config: str, facts: Mapping[str, Any]) -> Run:
-        """Make a new run folder; an existing one is refused."""
+        """Make a new run folder; raises CheckpointError if it exists."""
         check_free(folder)
         run = cls(folder)
-        # Made beside and renamed: once the folder is there, the run can be resumed, however early it was killed.
-        beside = run.folder.with_name(f".{run.folder.name}.{os.getpid()}")
+        # It is renamed when it is complete, so that a run that has a folder can be resumed.
+        partial = run.folder.with_name(f".{run.folder.name}.{os.getpid()}")
         try:
-            (beside / CHECKPOINTS).mkdir(parents=True)
-            write_whole(beside / FACTS, _as_json({"id": uuid4().hex[:8], **facts}))
-            write_whole(beside / CONFIG, config)
-            beside.rename(run.folder)
+            (partial / CHECKPOINTS).mkdir(parents=True)
+            write_whole(partial / FACTS, _as_json({"id": uuid4().hex[:8], **facts}))
+            write_whole(partial / CONFIG, config)
+            partial.rename(run.folder)
         except OSError:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
         sync(run.folder.parent)
         run.lock()
@@ -65,8 +64,8 @@ class Run:
         if not run.folder.exists():
             raise CheckpointError(
                 f"there is no run at `{folder}`",
-                "a run that ended before its first step leaves nothing: start it again; `clipkit train --config FILE "
-                "--resume auto` resumes a run or starts it",
+                "a run that ended before its first step leaves no folder; `clipkit train --config FILE --resume auto` "
+                "resumes a run or starts it",
             )
         if (run.folder / META).exists():
             raise CheckpointError(f"`{folder}` is a checkpoint", f"its run is `{run.folder.absolute().parents[1]}`")
@@ -89,7 +88,7 @@ class Run:
         write_whole(self.folder / CONFIG, text)
 
     def lock(self) -> None:
-        """Hold the folder for training until this process ends, or `unlock`."""
+        """Lock the folder for training until `unlock`, or until this process ends."""
         if self._lock is not None:
             return
         handle = (self.folder / ".lock").open("a")
@@ -98,7 +97,7 @@ class Run:
         except BlockingIOError:
             handle.close()
             raise CheckpointError(
-                f"another process is training in `{self.folder}`", "wait for it, or stop it first"
+                f"another process is training in `{self.folder}`", "wait until it ends, or stop it"
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -114,7 +113,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Distinguishes this run from others of its name."""
+        """An id that distinguishes the run from others of its name."""
         return str(self.facts().get("id", self.folder.name))
 
     def update_facts(self, changes: Mapping[str, Any]) -> None:
@@ -124,7 +123,7 @@ class Run:
         write_whole(self.folder / STATUS, json.dumps(status, ensure_ascii=False) + "\n", durable=False)
 
     def checkpoints(self) -> list[tuple[int, Path]]:
-        """(step, folder) of every checkpoint, damaged ones too, oldest first."""
+        """(step, folder) of every checkpoint, including damaged ones, oldest first."""
         if not self.checkpoints_folder.is_dir():
             return []
         found = ((STEP_FOLDER.match(path.name), path) for path in self.checkpoints_folder.iterdir())
@@ -134,23 +133,23 @@ class Run:
         return self.checkpoints_folder / f"step-{step:08d}"
 
     def best(self) -> dict[str, Any]:
-        """{"step", "metric", "value"} of the best checkpoint; empty if there is none yet."""
+        """`step`, `metric` and `value` of the best checkpoint; empty if there is none yet."""
         return read_json(self.checkpoints_folder / BEST)
 
     def write_best(self, best: Mapping[str, Any]) -> None:
         write_whole(self.checkpoints_folder / BEST, json.dumps(best) + "\n")
 
     def newest_checkpoint(self, *, before: float = math.inf) -> Path | None:
-        """The newest checkpoint (before a step) that is whole; damaged ones are named in the log."""
+        """The newest undamaged checkpoint (before a step); damaged ones are logged."""
         for path in reversed([path for step, path in self.checkpoints() if step < before]):
             damage = find_damage(path)
             if damage is None:
                 return path
-            log.warning("the checkpoint `%s` is damaged (%s); falling back to the one before", path, damage)
+            log.warning("the checkpoint `%s` is damaged (%s); using the one before", path, damage)
         return None
 
     def remove_leftovers(self, *, after_step: int) -> None:
-        """Remove checkpoints that a kill left half-written, and damaged ones later than the step resumed at."""
+        """Remove half-written checkpoints, and damaged ones after the step to resume from."""
         self.checkpoints_folder.mkdir(exist_ok=True)
         later = [path for step, path in self.checkpoints() if step > after_step]
         for path in [*self.checkpoints_folder.glob(".step-*"), *later]:
@@ -172,16 +171,16 @@ def _as_json(facts: Mapping[str, Any]) -> str:
 
 
 def find_checkpoint(path: str | Path, which: str = "best") -> Path:
-    """The folder of a run's checkpoint (`best`, `last` or a step), or a checkpoint folder itself.
+    """The folder of a checkpoint: of a run's `best`, `last` or step, or a given checkpoint folder itself.
 
-    If `best` or `last` is damaged the newest whole one is taken, and the log says so.
+    In place of a damaged `best` or `last` it is the newest undamaged one, with a warning.
     """
     path = Path(path)
     if (path / META).exists() or STEP_FOLDER.match(path.name):
         if which != "best":
-            raise CheckpointError(f"`{path}` is a checkpoint already", f"name its run to choose `{which}`")
+            raise CheckpointError(f"`{path}` is itself a checkpoint", f"give its run folder to choose `{which}`")
         if damage := find_damage(path):
-            raise CheckpointError(f"the checkpoint `{path}` is damaged: {damage}", "name another one of its run")
+            raise CheckpointError(f"the checkpoint `{path}` is damaged: {damage}", "use another checkpoint of its run")
         return path
     if not path.is_dir():
         raise CheckpointError(f"there is no run or checkpoint at `{path}`", "`clipkit train` makes run folders")
@@ -193,7 +192,7 @@ def find_checkpoint(path: str | Path, which: str = "best") -> Path:
         damage = find_damage(chosen)
         if damage is None:
             return chosen
-        log.warning("the best checkpoint `%s` is damaged (%s); taking the newest whole one", chosen, damage)
+        log.warning("the best checkpoint `%s` is damaged (%s); using the newest undamaged one", chosen, damage)
     newest = run.newest_checkpoint()
     if newest is None:
         raise CheckpointError(
@@ -207,9 +206,9 @@ def _find_step(run: Run, which: str) -> Path:
     if not which.isdigit() or int(which) not in steps:
         known = ", ".join(str(step) for step in steps) or "none"
         raise CheckpointError(
-            f"the run `{run.folder}` has no checkpoint `{which}`", f"write `best`, `last` or one of the steps: {known}"
+            f"the run `{run.folder}` has no checkpoint `{which}`", f"use `best`, `last` or one of its steps: {known}"
         )
     chosen = run.checkpoint_path(int(which))
     if damage := find_damage(chosen):
-        raise CheckpointError(f"the checkpoint `{chosen}` is damaged: {damage}", "take `last` or `best`")
+        raise CheckpointError(f"the checkpoint `{chosen}` is damaged: {damage}", "use `last` or `best`")
     return chosen

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: a line a step and an evaluation."""
+"""`metrics.jsonl`: a line for each step and each evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK_BYTES = 1 << 16
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, up to the first that is torn."""
+    """The lines of a run's `metrics.jsonl`, up to the first incomplete one."""
     path = Path(folder) / METRICS
     if not path.exists():
         return []
@@ -27,9 +27,9 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def cut_metrics(folder: str | Path, step: int) -> list[dict[str, Any]]:
-    """Cut `metrics.jsonl` back to the lines up to `step`, and give those cut off; a torn last line goes too.
+    """Remove the lines of `metrics.jsonl` after `step`, and return them; an incomplete last line is removed too.
 
-    The file is read from its end: what lies before the step is not read, however long it is.
+    The file is read from its end, so the time does not depend on its length.
     """
     path = Path(folder) / METRICS
     if not path.exists():
@@ -50,7 +50,7 @@ def cut_metrics(folder: str | Path, step: int) -> list[dict[str, Any]]:
 
 
 def numbers_by_path(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """A line's numbers, or an evaluation's, by path: `text_to_image/recall@1`."""
+    """The numbers of a line or an evaluation, by path: `text_to_image/recall@1`."""
     numbers: dict[str, float] = {}
     for name, value in line.items():
         if isinstance(value, Mapping):
@@ -61,7 +61,7 @@ def numbers_by_path(line: Mapping[str, Any], prefix: str = "") -> dict[str, floa
 
 
 def _parse_line(raw: bytes) -> dict[str, Any] | None:
-    """A whole line's object; None for one that is torn."""
+    """The object of a line; None if the line is incomplete."""
     try:
         value = json.loads(raw) if raw.endswith(b"\n") else None
     except ValueError:
@@ -70,14 +70,14 @@ def _parse_line(raw: bytes) -> dict[str, Any] | None:
 
 
 def _lines_from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) of each line of a file, the last first."""
+    """(offset, line) of each line of a file, from the last to the first."""
     start, rest = file.seek(0, os.SEEK_END), b""
     while start:
         size = min(BLOCK_BYTES, start)
         start -= size
         file.seek(start)
         lines = (file.read(size) + rest).splitlines(keepends=True)
-        rest = lines.pop(0)  # it may have begun in the block before
+        rest = lines.pop(0)  # it may start in the block before
         offset = start + len(rest) + sum(map(len, lines))
         for line in reversed(lines):
             offset -= len(line)

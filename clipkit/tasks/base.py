@@ -14,7 +14,7 @@ from clipkit.config import Config, builder_of
 from clipkit.data.training_rows import TrainingRows
 from clipkit.models import load_matching
 from clipkit.runs.checkpoint import read_meta
-from clipkit.types import Task
+from clipkit.types import Progress, Task, no_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,8 @@ class BaseTask:
 
     def alarms(self, metrics: Mapping[str, float], *, batch_size: int) -> Mapping[str, str]:
         return {}
+
+    def prepare(self, progress: Progress = no_progress) -> None: ...
 
     def tune(self, *, device_type: str, precision: str) -> None: ...
 

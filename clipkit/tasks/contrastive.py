@@ -22,7 +22,7 @@ from clipkit.models import DualEncoder, Encoder, EncoderContext, build_dual_enco
 from clipkit.models.text_encoder import mask_always, write_out_attention
 from clipkit.tasks.base import BaseTask, TaskContext
 from clipkit.tasks.remembered_texts import RememberedTexts
-from clipkit.types import Batch, Features, LossOutput
+from clipkit.types import Batch, Features, LossOutput, Progress, no_progress
 
 COLLAPSED_COSINE = 0.95
 COLLAPSED_RANK = 2.0
@@ -73,9 +73,13 @@ class ContrastiveTask(BaseTask):
         assert self.text.tokenizer is not None, "the config has checked it"
         self._remembered = RememberedTexts(self.model.text_encoder, self.text.tokenizer, texts)
 
+    def prepare(self, progress: Progress = no_progress) -> None:
+        if self._remembered is not None:
+            self._remembered.encode_all(self.model.device, progress)
+
     def encode(self, batch: Batch) -> Features:
         tensors = batch.tensors
-        if self._remembered is not None:
+        if self._remembered is not None and self._remembered.is_ready:
             tensors = {**tensors, "text_features": self._remembered(batch.captions, device=self.model.device)}
         image_BD, text_BD = self.model(tensors)
         return image_BD, text_BD

@@ -1,1 +1,1 @@
-"""One loop for every task: optimizer groups, schedule, checkpoints, guards. It knows the Task protocol alone."""
+"""One training loop for every task: optimizer groups, schedule, checkpoints, guards."""

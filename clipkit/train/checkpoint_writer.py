@@ -1,11 +1,11 @@
-"""Checkpoints during training: copied between two steps, written beside the steps that follow, synced, renamed."""
+"""Checkpoints during training: copied between two steps, then written by a thread while training continues."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from clipkit.runs.checkpoint import write_checkpoint
 from clipkit.runs.folder import Run
 
 log = logging.getLogger(__name__)
-SPARE_BYTES = 2 << 20  # that a checkpoint leaves free, for what else the run writes
+SPARE_BYTES = 2 << 20  # left free for what else the run writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,8 @@ class Snapshot:
     weights: Mapping[str, torch.Tensor]
     train_state: Mapping[str, Any]
     meta: Mapping[str, Any]
-    best: Mapping[str, Any] | None  # as `best.json` has it once this checkpoint is there
+    best: Mapping[str, Any] | None  # for `best.json`, once this checkpoint is written
     ready: torch.cuda.Event | None
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in _tensors([self.weights, self.train_state]))
 
 
 class CheckpointWriter:
@@ -45,13 +41,15 @@ class CheckpointWriter:
     If one cannot be written (a full disk) the run continues with a warning, and the last good checkpoint stays.
     """
 
-    def __init__(self, run: Run, *, keep: int, save_extras: Callable[[Path], None]) -> None:
+    def __init__(self, run: Run, *, keep: int, facts: Mapping[str, Any], save_extras: Callable[[Path], None]) -> None:
+        """`facts` are added to the `meta.json` of every checkpoint."""
         self._run = run
         self._keep = keep
+        self._facts = facts
         self._save_extras = save_extras
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._in_flight: Future[None] | None = None
-        self.last_good: Path | None = None
+        self._last_good: Path | None = None
 
     def submit(self, snapshot: Snapshot) -> None:
         """Start writing; waits until the previous one is written."""
@@ -74,44 +72,41 @@ class CheckpointWriter:
             log.warning("the weights of step %d are not all finite: no checkpoint is written", snapshot.step)
             return
         try:
-            self.last_good = self._write(snapshot)
+            self._last_good = self._write(snapshot)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own
-            kept = f"`{self.last_good}` stays the newest" if self.last_good else "there is no earlier one"
+            kept = f"`{self._last_good}` stays the newest" if self._last_good else "there is no earlier one"
             log.warning("the checkpoint of step %d could not be written (%s); %s", snapshot.step, error, kept)
 
     def _write(self, snapshot: Snapshot) -> Path:
         folder = self._run.checkpoint_path(snapshot.step)
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-        _check_space(folder.parent, snapshot.num_bytes)
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        _check_space(folder.parent, sum(t.nbytes for t in _tensors([snapshot.weights, snapshot.train_state])))
         try:
             write_checkpoint(
-                beside,
+                partial,
                 weights=snapshot.weights,
                 train_state=snapshot.train_state,
-                meta=snapshot.meta,
+                meta={**snapshot.meta, **self._facts},
                 save_extras=self._save_extras,
             )
             if folder.exists():
                 shutil.rmtree(folder)
-            beside.rename(folder)
+            partial.rename(folder)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
         sync(folder.parent)
         if snapshot.best is not None:
             self._run.write_best(snapshot.best)
-        self._remove_old()
-        return folder
-
-    def _remove_old(self) -> None:
         best = self._run.best().get("step")
         for step, path in self._run.checkpoints()[: -self._keep]:
             if step != best:
                 shutil.rmtree(path, ignore_errors=True)
+        return folder
 
 
 def copy_to_cpu(values: Any) -> Any:
-    """The same nesting of dicts and lists with its tensors copied to the CPU, without waiting for a device."""
+    """Copy nested dicts and lists, with their tensors on the CPU, without waiting for a device."""
     if isinstance(values, torch.Tensor):
         source = full(values.detach())
         pinned = source.device.type == "cuda"
@@ -124,11 +119,12 @@ def copy_to_cpu(values: Any) -> Any:
     return values
 
 
-def _tensors(values: Any) -> Sequence[torch.Tensor]:
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
     if isinstance(values, torch.Tensor):
-        return [values]
-    children = values.values() if isinstance(values, Mapping) else values if isinstance(values, list) else ()
-    return [tensor for child in children for tensor in _tensors(child)]
+        yield values
+    elif isinstance(values, Mapping | list):
+        for child in values.values() if isinstance(values, Mapping) else values:
+            yield from _tensors(child)
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""The datasets that a run trains on, at their versions."""
+"""The datasets that a run trains on, each at a fixed version."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipkit.store import Columns, Dataset
 
 
 def open_datasets(config: DataConfig, facts: Mapping[str, Any]) -> tuple[Dataset, ...]:
-    """The datasets at the versions that the run began with, or the newest, which are then the same on every rank."""
+    """The datasets at the versions that the run began with, or for a new run at the newest that rank 0 sees."""
     columns = named_columns(config)
     uris = [uri for uri, _ in training_sources(config)]
     pinned = [entry["version"] for entry in facts.get("datasets", ())] or [None] * len(uris)
@@ -24,7 +24,7 @@ def open_datasets(config: DataConfig, facts: Mapping[str, Any]) -> tuple[Dataset
 
 
 def with_pixel_caches(config: DataConfig, datasets: Sequence[Dataset]) -> tuple[Dataset, ...]:
-    """The datasets with the pixel cache that `data.cache` names: rank 0 makes what is missing."""
+    """The datasets with the pixel cache of `data.cache`: rank 0 adds what is missing."""
     return _same_on_every_rank(fill_missing(datasets, config) if distributed.is_main() else datasets)
 
 
@@ -45,6 +45,6 @@ def _open(uri: str, *, version: int | None, columns: Columns) -> Dataset:
             raise
         raise DataError(
             error.message,
-            f"the run began with version {version} of it: if it was moved, `--set data.dataset=PATH` says where it is; "
-            "if it no longer exists, start a new run from this one's weights with `model.init`",
+            f"the run began with version {version} of it. If it was moved, add `--set data.dataset=PATH`; if "
+            "that version no longer exists, start a new run from the weights of this one with `--set model.init=RUN`",
         ) from error

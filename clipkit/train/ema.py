@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is what is validated and kept as the model."""
+"""An exponential moving average of the weights. It is what is evaluated, and saved as the model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class WeightAverage:
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """The model with averaged weights inside the block, its own again after it."""
+        """Use the averaged weights inside the block."""
         self._exchange()
         try:
             yield
@@ -40,7 +40,7 @@ class WeightAverage:
             self._exchange()
 
     def _exchange(self) -> None:
-        """In place: a sharded parameter's memory is known to FSDP."""
+        """In place, because FSDP refers to the memory of a sharded parameter."""
         for name, param in self._params.items():
             held = param.detach().clone()
             param.copy_(self._average[name])

@@ -30,11 +30,11 @@ from clipkit.train.parallel import Strategy, fill, fill_state
 from clipkit.train.plan import TrainingPlan
 from clipkit.train.precision import choose_precision
 from clipkit.train.schedule import rate_factor
-from clipkit.types import Batch, Task
+from clipkit.types import Batch, Progress, Task, no_progress
 
 
 class Engine:
-    """Turns batches into steps. Everything stays on the device; nothing here waits for it."""
+    """Trains the model on one batch at a time. Everything stays on the device; nothing here waits for it."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Engine:
         self.plan = plan
         self.strategy = strategy
         self.precision = choose_precision(train, device)
-        self.lr_factor = 1.0  # what rollbacks made of the rates
+        self.lr_factor = 1.0  # rollbacks lower it
         self._train = train
         self._optim = optim
         strategy.prepare(self.model, device, shards=task.shards)
@@ -60,7 +60,7 @@ class Engine:
         self.optimizer = build_optimizer(self.groups, optim)
         freeze_groups(self.groups, plan.frozen(0))
         if not any(param.requires_grad for param in self.model.parameters()):
-            raise ConfigError("`optim.freeze` leaves nothing to train", "leave a group out of it")
+            raise ConfigError("`optim.freeze` leaves nothing to train", "remove a group from it")
         self.average = WeightAverage(self.model, train.ema) if train.ema else None
         self._gradient = GradientMaker(
             task,
@@ -78,8 +78,13 @@ class Engine:
     def model(self) -> nn.Module:
         return self.task.model
 
+    def prepare(self, progress: Progress = no_progress) -> None:
+        """Let the task compute what all batches need; call it once the weights are loaded."""
+        with self.precision.autocast():
+            self.task.prepare(progress)
+
     def train_step(self, batch: Batch, *, step: int) -> dict[str, torch.Tensor]:
-        """The step after `step` steps; gives its scalars, still on the device.
+        """Train the step after `step` steps; returns its scalars, still on the device.
 
         A step whose gradient is not finite changes nothing: the fused optimizer skips it on the device.
         """
@@ -116,7 +121,7 @@ class Engine:
         return values
 
     def mend_statistics(self) -> None:
-        """Reset a BatchNorm's running statistics where an overflow has made them useless."""
+        """Reset the running statistics of each BatchNorm where they are no longer finite."""
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
                 assert module.running_mean is not None
@@ -124,13 +129,13 @@ class Engine:
                     module.reset_running_stats()
 
     def rates(self) -> dict[str, float]:
-        """The last step's learning rates, of the groups that are trained."""
+        """The learning rates of the last step, for the groups that are trained."""
         frozen = {group.name for group in self.groups if not any(p.requires_grad for _, p in group.params)}
         return {name: rate for name, rate in read_rates(self.optimizer).items() if name not in frozen}
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model as it is evaluated: without dropout, with averaged weights if there are any."""
+        """Put the model into evaluation mode, with averaged weights if there are any."""
         self.model.eval()
         self._train_mode_set = False
         averaged = self.average.applied() if self.average is not None else nullcontext()
@@ -138,7 +143,7 @@ class Engine:
             yield
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Copies of the weights that one evaluates, and of what else a resume needs (call it on every rank)."""
+        """Copies of the weights to evaluate, and of what else a resume needs (call it on every rank)."""
         state = self.model.state_dict()
         train_state: dict[str, Any] = {
             "lr_factor": self.lr_factor,
@@ -152,7 +157,7 @@ class Engine:
         return copy_to_cpu(state), copy_to_cpu(train_state)
 
     def restore(self, checkpoint: Path) -> None:
-        """Restore a checkpoint's state; the rates come from the config and the schedule."""
+        """Restore the state of a checkpoint; the learning rates come from the config and the schedule."""
         weights = read_weights(checkpoint)
         check_fits(weights, self.model, checkpoint=checkpoint)
         state = read_train_state(checkpoint)

@@ -1,4 +1,4 @@
-"""Which checkpoint is the best so far, by one metric of the evaluations, and when to stop early."""
+"""Evaluations during a run: when they are due, which checkpoint is the best, and when to stop early."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from clipkit.types import Evaluator
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """An evaluator in a run: its name (none for `data.validation`), and after how many steps it runs each time."""
+    """An evaluator in a run: its name (empty for `data.validation`), and how many steps apart it runs."""
 
     name: str
     evaluator: Evaluator
     every: int
-    label: str  # what a person calls the rows: a split, or the name
+    label: str  # for messages: the split, or the name
 
     @property
     def prefix(self) -> str:
         return f"{self.name}/" if self.name else ""
 
     def named(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """A result as `metrics.jsonl` and `meta.json` have it."""
+        """A result in the form of `metrics.jsonl` and `meta.json`."""
         return {self.name: dict(result)} if self.name else {"split": self.label, **result}
 
     def is_due(self, step: int, *, last: bool) -> bool:
@@ -36,7 +36,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """The metric of one evaluation that decides."""
+    """The metric that chooses the best checkpoint."""
 
     evaluation: Evaluation
     path: str  # within the evaluator's result
@@ -53,7 +53,7 @@ class Criterion:
         numbers = numbers_by_path(result)
         if self.path not in numbers:
             names = ", ".join(f"`{self.evaluation.prefix}{name}`" for name in numbers)
-            raise TrainingError(f"`train.best: {self.name}` is not a number of the evaluation", f"there are {names}")
+            raise TrainingError(f"`train.best: {self.name}` is not a metric of the evaluation", f"it has {names}")
         return numbers[self.path]
 
 
@@ -71,7 +71,7 @@ def find_criterion(evaluations: Sequence[Evaluation], best: str | None) -> Crite
 
 @dataclass(slots=True)
 class Best:
-    """The best evaluation so far by one metric, and how many have passed without improvement."""
+    """The best evaluation so far by one metric, and how many have followed without improvement."""
 
     metric: str | None
     lower_is_better: bool
@@ -81,9 +81,9 @@ class Best:
     without_improvement: int = 0
 
     def update(self, step: int, value: float) -> bool:
-        """Whether this evaluation is the best so far (every improvement counts); counts patience.
+        """Add an evaluation; whether it is the best so far. NaN never is.
 
-        A value that is not a number is never better.
+        An improvement of at most `min_delta` is the best too, but counts against the patience.
         """
         sign = -1 if self.lower_is_better else 1
         gain = sign * (value - self.value) if self.value is not None else math.nan if math.isnan(value) else math.inf
@@ -108,7 +108,7 @@ class Best:
         }
 
     def load_state_dict(self, state: Mapping[str, float | int | str | None]) -> None:
-        """Restore what was saved; with another metric than before it starts anew."""
+        """Restore what was saved, unless it was for another metric."""
         if state.get("metric") == self.metric:
             step, value = state["step"], state["value"]
             self.step = None if step is None else int(step)

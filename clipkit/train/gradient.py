@@ -1,8 +1,8 @@
-"""The gradient of one global batch: in one go, in accumulated pieces, or by gradient caching.
+"""The gradient of one global batch: at once, in accumulated pieces, or by gradient caching.
 
-A loss is a mean over so many targets, its weight. Pieces and ranks count in proportion to their weights: a piece's loss
-is multiplied by its weight before its backward pass, and the gradient is divided by the weights of all pieces and
-ranks after the last one.
+A loss is a mean over a number of targets, its weight. Pieces and ranks count in proportion to their weights: the loss
+of a piece is multiplied by its weight before its backward pass, and after the last piece the gradient is divided by
+the sum of the weights of all pieces and ranks.
 
 Gradient caching (Gao et al. 2021, https://arxiv.org/abs/2101.06983): encode the batch in chunks without keeping
 activations, take the loss of all features and its gradient with respect to them, then encode each chunk again and
@@ -27,12 +27,12 @@ from clipkit.train.parallel import Strategy
 from clipkit.train.precision import Precision
 from clipkit.types import Batch, Cacheable, Features, LossOutput, Task
 
-SMALL = 1e-12  # stands for a weight of 0
+SMALL = 1e-12  # in place of a weight of 0
 
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """What was computed of a batch: the parameters' gradients are still to be multiplied by `factor`."""
+    """The loss and metrics of a batch. The gradients of the parameters still have to be multiplied by `factor`."""
 
     loss: Tensor
     metrics: Mapping[str, Tensor]
@@ -40,7 +40,7 @@ class Gradient:
 
 
 class Piece(nn.Module):
-    """A piece of a batch as the forward of a module, which is what DDP and FSDP hook into."""
+    """A module whose forward pass takes a piece of a batch, because DDP and FSDP wrap modules."""
 
     def __init__(self, task: Task, precision: Precision) -> None:
         super().__init__()
@@ -60,20 +60,20 @@ class Piece(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class CachedGradient:
-    """The gradient of the loss by a chunk's features and, with the last chunk, by the parameters it uses directly."""
+    """The gradient of the loss for the features of a chunk and, with the last chunk, for the parameters of the loss."""
 
     features: Features
     params: tuple[tuple[nn.Parameter, Tensor], ...] = ()
 
     def surrogate(self, features: Features) -> Tensor:
-        """A scalar whose gradient is the batch's gradient through this chunk."""
+        """A scalar whose gradient is the part of the batch's gradient that passes through this chunk."""
         parts = [(feature * gradient).sum() for feature, gradient in zip(features, self.features, strict=True)]
         parts += [(param * gradient).sum() for param, gradient in self.params]
         return torch.stack(parts).sum()
 
 
 class GradientMaker:
-    """Fills the parameters' gradients with those of a batch, up to a factor, and gives its loss and metrics."""
+    """Computes the gradients of the parameters for a batch, up to a factor, and its loss and metrics."""
 
     def __init__(
         self,
@@ -86,10 +86,10 @@ class GradientMaker:
         chunk_size: int | None,
         accumulate: int,
     ) -> None:
-        """`batch_size` is that of a whole global batch."""
+        """`batch_size` is that of the global batch."""
         if chunk_size is not None and not isinstance(task, Cacheable):
             raise ConfigError(
-                "`train.chunk_size` needs a loss over all features of a batch, and this task has none",
+                "`train.chunk_size` needs a task whose loss compares all samples of a batch, and this one does not",
                 "split the batch with `train.accumulate`",
             )
         self._task = task
@@ -98,14 +98,14 @@ class GradientMaker:
         self._seed = seed
         self._chunk_size = chunk_size
         self._accumulate = accumulate
-        # What losses are divided by at first, the same on all ranks: then scaled losses are about as large as losses.
+        # Weights are divided by it, on all ranks alike, so that weighted losses are about as large as the losses.
         self._usual_weight = max(1, batch_size // strategy.world)
         self._piece = Piece(task, precision)
         self._module: nn.Module = strategy.wrap(self._piece)
 
     def rewrap(self) -> None:
-        """Call it after parameters were frozen or unfrozen."""
-        self._module = self._piece  # lets go of the old wrapper first
+        """Wrap the model again after parameters were frozen or unfrozen."""
+        self._module = self._piece  # frees the old wrapper first
         self._module = self._strategy.wrap(self._piece)
 
     def __call__(self, batch: Batch) -> Gradient:
@@ -156,7 +156,7 @@ class GradientMaker:
     def _averaged(self, outputs: Sequence[LossOutput]) -> Gradient:
         """The mean over the targets of all pieces and ranks.
 
-        The loss and metrics of a rank are scaled so that their plain mean over the ranks is that mean.
+        The loss and metrics of each rank are scaled so that their mean over the ranks is that mean.
         """
         weights = [output.weight for output in outputs]
         total: Tensor | float = sum(weights)
@@ -185,14 +185,14 @@ def seed_of(*numbers: int) -> int:
 
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:
-    """A batch in pieces of `size` rows, the last with what is left."""
+    """A batch in pieces of `size` rows; the last may be smaller."""
     if size >= len(batch):
         return [batch]
     return [_slice(batch, slice(start, start + size)) for start in range(0, len(batch), size)]
 
 
 def divide_batch(batch: Batch, num_pieces: int) -> list[Batch]:
-    """A batch in so many pieces of nearly equal size: every rank has the same number, whatever its share."""
+    """A batch in `num_pieces` pieces of nearly equal size, on every rank the same number whatever its share."""
     if num_pieces == 1:
         return [batch]
     bounds = [len(batch) * piece // num_pieces for piece in range(num_pieces + 1)]
@@ -206,7 +206,7 @@ def _slice(batch: Batch, part: slice) -> Batch:
 
 @contextmanager
 def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the chunk but keeps its running statistics: the second pass updates them, once."""
+    """Keep the running statistics of each BatchNorm in the first pass, so that only the second one updates them."""
     norms: Sequence[nn.modules.batchnorm._BatchNorm] = [
         module
         for module in model.modules()

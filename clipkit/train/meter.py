@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""Times the steps of a run, and how much of each is spent waiting for a batch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from clipkit.train.plan import MEASURED_STEPS
 
 SPEED_WINDOW = 20
-WARM_STEPS = 5  # of those that are measured: the first are slower
+WARM_STEPS = 5  # the first of the measured steps, which are slower
 
 
 @dataclass(slots=True)
 class Meter:
-    """Time between steps, without that of validations and checkpoints."""
+    """The time between steps, without that of evaluations and checkpoints."""
 
     last: float = field(default_factory=time.perf_counter)
     recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=SPEED_WINDOW))
@@ -42,13 +42,13 @@ class Meter:
         finally:
             self.last += time.perf_counter() - before
 
-    def seconds_a_step(self) -> float:
-        """The mean over the steps that were measured, without the first few."""
+    def seconds_per_step(self) -> float:
+        """The mean over the measured steps, without the first few."""
         times = self.measured[WARM_STEPS:] or self.measured
         return sum(times) / max(1, len(times))
 
 
-def wait_share(waits: Collection[tuple[float, float]]) -> float:
-    """The share of the time of some steps, (wait, wall) each, that went into waiting for a batch."""
-    wall_s = sum(wall for _, wall in waits)
-    return sum(wait for wait, _ in waits) / wall_s if wall_s else 0.0
+def wait_share(steps: Collection[tuple[float, float]]) -> float:
+    """The share of some steps' time, (wait, wall) each, that was spent waiting for a batch."""
+    wall_s = sum(wall for _, wall in steps)
+    return sum(wait for wait, _ in steps) / wall_s if wall_s else 0.0

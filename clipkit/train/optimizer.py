@@ -1,4 +1,4 @@
-"""Parameters to named groups, each with its learning rate; no parameter may be left out."""
+"""The optimizer: every parameter is in a named group with its own learning rate."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NUMBERED_LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers?|stages|h)\.?(\d+)(?:\.(
 
 @dataclass(frozen=True, slots=True)
 class NamedGroup:
-    """A group of the config with the trainable parameters that its patterns matched, in the model's order."""
+    """A group of the config with the parameters that its patterns match, in the order of the model."""
 
     name: str
     config: Group
     params: tuple[tuple[str, nn.Parameter], ...]
-    num_fixed: int  # elements that the model itself does not let train, such as what LoRA adapts
+    num_fixed: int  # elements that the model itself freezes, such as the weights under LoRA
 
     @property
     def num_params(self) -> int:
@@ -36,10 +36,10 @@ class NamedGroup:
 def assign_groups(
     named_params: Iterable[tuple[str, nn.Parameter]], optim: OptimConfig, *, patterns: Mapping[str, Sequence[str]]
 ) -> list[NamedGroup]:
-    """Put every parameter into the first group that matches it, groups with `params` of their own first.
+    """Put every parameter into the first group that matches it; groups with their own `params` come first.
 
-    `patterns` are those of the task's groups. A parameter in no group, and a frozen group that matches nothing,
-    are errors.
+    `patterns` are those of the task's groups. Raises ConfigError for a parameter in no group, and for a group of
+    `optim.freeze` without parameters.
     """
     groups = dict(optim.groups) | {name: Group(lr=0.0) for name in optim.freeze if name not in optim.groups}
     ordered = sorted(groups, key=lambda name: not groups[name].params)
@@ -71,18 +71,20 @@ def _check(members: Mapping[str, Sequence[object]], left_out: Sequence[str], opt
         shown = ", ".join(f"`{name}`" for name in left_out[:3]) + (", …" if len(left_out) > 3 else "")
         raise ConfigError(
             f"{len(left_out)} parameters are in no group of `optim.groups`: {shown}",
-            f"add a group whose `params` match them; there are {known}",
+            f"add a group whose `params` match them; the groups are {known}",
         )
     for name in optim.freeze:
         if not members.get(name):
-            raise ConfigError(f"`optim.freeze` names `{name}`, and no parameter is in that group", f"there are {known}")
+            raise ConfigError(
+                f"`optim.freeze` names `{name}`, and no parameter is in that group", f"the groups are {known}"
+            )
 
 
 def build_optimizer(groups: Sequence[NamedGroup], optim: OptimConfig, *, fused: bool = True) -> Optimizer:
-    """AdamW or Adam with a rate a group and layer, and no weight decay on norms, biases and scalars.
+    """AdamW or Adam with a rate per group and layer, and no weight decay on norms, biases and scalars.
 
     Each of the optimizer's own groups has its `group` name and `peak_lr`; `set_rates` sets its `lr`. A fused optimizer
-    also skips a step on the device if its `found_inf` is set.
+    skips a step, on the device, if its `found_inf` is set.
     """
     param_groups = []
     for group in groups:
@@ -119,10 +121,10 @@ def read_rates(optimizer: Optimizer) -> dict[str, float]:
 
 
 def layer_scales(names: Sequence[str], decay: float | None) -> dict[str, float]:
-    """Each parameter's share of its group's rate: `decay` to the power of how many layers lie above its own.
+    """The factor of each parameter's rate: `decay` to the power of the number of layers above its own.
 
-    What comes before the first numbered layer (patch and token embeddings, a ResNet's stem) is the lowest layer; what
-    comes after (a last norm) is with the highest.
+    Parameters before the first numbered layer (patch and token embeddings, the stem of a ResNet) form the lowest layer;
+    those after the last one (a final norm) belong to the highest.
     """
     if decay is None:
         return dict.fromkeys(names, 1.0)
@@ -144,7 +146,7 @@ def _layer_key(name: str) -> tuple[int, int] | None:
 
 
 def freeze_groups(groups: Iterable[NamedGroup], frozen: frozenset[str]) -> bool:
-    """Let exactly the groups that are not `frozen` be trained; whether that changed anything."""
+    """Freeze these groups and unfreeze all others; whether that changed anything."""
     changed = False
     for group in groups:
         wanted = group.name not in frozen
@@ -155,7 +157,7 @@ def freeze_groups(groups: Iterable[NamedGroup], frozen: frozenset[str]) -> bool:
 
 
 def set_train_mode(model: nn.Module) -> None:
-    """Training mode, but for modules that are wholly frozen: no dropout there, and BatchNorm keeps its statistics."""
+    """Training mode, except for frozen modules: no dropout there, and BatchNorm keeps its statistics."""
     model.train()
     for module in model.modules():
         params = list(module.parameters())
@@ -164,7 +166,7 @@ def set_train_mode(model: nn.Module) -> None:
 
 
 def group_norms(groups: Sequence[NamedGroup], *, gradients: bool) -> torch.Tensor:
-    """L2 norm of each group's gradients (or weights), (num_groups,) float32 on the device, without a sync."""
+    """L2 norm of the gradients (or weights) of each group: (num_groups,) float32, on the device, without a sync."""
     norms = []
     for group in groups:
         params = [param for _, param in group.params]

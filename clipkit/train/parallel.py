@@ -1,11 +1,10 @@
-"""One device or many: a replica on each (DDP) or parameters and optimizer in shards (FSDP2)."""
+"""One device, a replica on each of several (DDP), or parameters and optimizer in shards (FSDP2)."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -19,39 +18,39 @@ from clipkit.errors import TrainingError
 
 
 class Strategy:
-    """A single device. The others differ in how the gradients of the ranks come together."""
+    """A single device. The subclasses differ in how they average the gradients of the ranks."""
 
     def __init__(self, *, rank: int = 0, world: int = 1) -> None:
         self.rank = rank
         self.world = world
 
     def prepare(self, model: nn.Module, device: torch.device, *, shards: Sequence[str]) -> None:
-        """Lay the parameters out as they will be trained, before the optimizer sees them."""
+        """Move the model to the device, and shard it where the strategy does; call it before making the optimizer."""
         model.to(device)
         if device.type != "mps":
             model.to(memory_format=torch.channels_last)
 
     def wrap(self, piece: nn.Module) -> nn.Module:
-        """The module whose forward and backward keep the ranks together."""
+        """The module whose backward pass synchronises the ranks."""
         return piece
 
     def synced(self, module: nn.Module, last: bool) -> AbstractContextManager[object]:
-        """Around a backward pass: gradients of the ranks are put together in a step's `last` one."""
+        """For a backward pass: gradients are averaged over the ranks in the `last` one of a step."""
         return nullcontext()
 
     def finish_gradients(self) -> None:
-        """After a step's last backward pass."""
+        """Average what `synced` does not; call it after the last backward pass of a step."""
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean over the ranks."""
         return values
 
     def gathered(self, items: Sequence[str]) -> Sequence[str]:
-        """Every rank's items, in the order of ranks."""
+        """The items of every rank, in the order of ranks."""
         return items
 
     def whole(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Around a validation: the model computes with its weights as they are now, and without the other ranks."""
+        """For an evaluation: the model needs no other rank for its forward pass."""
         return nullcontext()
 
 
@@ -59,7 +58,7 @@ class Replicas(Strategy):
     """DDP."""
 
     def wrap(self, piece: nn.Module) -> nn.Module:
-        gc.collect()  # an earlier wrapper's hooks go with it
+        gc.collect()  # removes the hooks of an earlier wrapper
         return DistributedDataParallel(piece, gradient_as_bucket_view=True)
 
     def synced(self, module: nn.Module, last: bool) -> AbstractContextManager[object]:
@@ -78,7 +77,7 @@ class Replicas(Strategy):
 
 
 class Shards(Replicas):
-    """FSDP2: each of the task's shards is gathered when it is used; parameters outside of them are replicated."""
+    """FSDP2: each of the task's shards is gathered when it is used; other parameters are replicated."""
 
     def __init__(self, *, rank: int, world: int) -> None:
         super().__init__(rank=rank, world=world)
@@ -87,8 +86,8 @@ class Shards(Replicas):
     def prepare(self, model: nn.Module, device: torch.device, *, shards: Sequence[str]) -> None:
         model.to(device)
         for param in model.parameters():
-            param.data = param.data.contiguous()  # no other layout can be sharded
-        mesh = init_device_mesh(device.type, (self.world,))  # by itself FSDP takes a GPU where there is one
+            param.data = param.data.contiguous()  # FSDP2 cannot shard channels_last
+        mesh = init_device_mesh(device.type, (self.world,))  # FSDP's default is a GPU if there is one
         for name in shards:
             module = model.get_submodule(name)
             if any(True for _ in module.parameters()):
@@ -98,7 +97,7 @@ class Shards(Replicas):
     def wrap(self, piece: nn.Module) -> nn.Module:
         for module in piece.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # a frozen one stays gathered, and would not notice that it is unfrozen
+                module.reshard()  # a frozen one stays gathered, which is wrong once it is unfrozen
         return piece
 
     def synced(self, module: nn.Module, last: bool) -> AbstractContextManager[object]:
@@ -114,7 +113,7 @@ class Shards(Replicas):
 
     @contextmanager
     def whole(self, model: nn.Module) -> Iterator[None]:
-        """Gathered once, because ranks may have different numbers of batches, and released before a weight changes."""
+        """Gather all shards once, because the ranks may have different numbers of batches."""
         shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
         for module in shards:
             module.unshard()
@@ -127,34 +126,30 @@ class Shards(Replicas):
 
 @torch.no_grad()
 def fill(target: torch.Tensor, value: torch.Tensor) -> None:
-    """Copy a whole value into a tensor, or this rank's shard of it."""
+    """Copy a value into a tensor, or this rank's shard of it into a sharded one."""
     if isinstance(target, DTensor):
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     target.copy_(value)
 
 
 def fill_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Load a whole state dict, whose names and shapes are known to fit, into a model that may be sharded."""
+    """Load a state dict, whose names and shapes are known to fit, into a model that may be sharded."""
     for name, target in model.state_dict().items():
         fill(target, state[name])
 
 
 @contextmanager
 def lost_ranks_named(strategy: Strategy, step: int) -> Iterator[None]:
-    """Turn the errors of a collective whose other side has gone into one that says so."""
+    """Turn the errors of a collective whose other ranks have died into one that says so."""
     try:
         yield
     except RuntimeError as error:
-        text = str(error)
-        if strategy.world == 1 or not _is_about_a_rank(error, text):
+        words = ("gloo", "nccl", "connection", "timed out", "timeout", "socket")
+        is_about_a_rank = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+        if strategy.world == 1 or not is_about_a_rank:
             raise
-        reason = text.splitlines()[0][:200]
+        reason = str(error).splitlines()[0][:200]
         raise TrainingError(
             f"rank {strategy.rank}: another rank died or stopped answering at step {step} ({reason})",
-            "look at what the other ranks logged; then resume with `--resume`, with as many ranks as there are",
+            "read the log of the other ranks, then resume with `--resume`; the number of ranks may differ",
         ) from error
-
-
-def _is_about_a_rank(error: Any, text: str) -> bool:
-    words = ("gloo", "nccl", "connection", "timed out", "timeout", "socket")
-    return isinstance(error, dist.DistError) or any(word in text.lower() for word in words)

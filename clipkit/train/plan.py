@@ -1,4 +1,4 @@
-"""Durations resolved once to steps: how long a run is, and when it saves and unfreezes."""
+"""Durations converted once to steps: how long a run is, and when it saves and unfreezes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,20 @@ from dataclasses import dataclass, replace
 from clipkit.config import PERCENT, PRETRAINED, OptimConfig, TrainConfig, parse_duration
 from clipkit.errors import ConfigError
 
-MEASURED_STEPS = 50  # a run given in minutes learns its number of steps from these
+MEASURED_STEPS = 50  # that a run in minutes times to set its number of steps
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """Everything of a run that is counted in steps. `total_steps` is None until a run in minutes has measured it."""
+    """What a run counts in steps. A run in `minutes` has no `total_steps` until it has measured its first steps."""
 
     steps_per_epoch: int
     batch_size: int
     total_steps: int | None
     minutes: float | None
     warmup_steps: int
-    warmup_share: float | None  # of a run whose length is not known yet
     checkpoint_every: int | None
-    frozen_until: Mapping[str, int | None]  # group to step; None is for good
-
-    @property
-    def measured(self) -> bool:
-        return self.minutes is not None
+    frozen_until: Mapping[str, int | None]  # group to step; None: the group is never trained
 
     def with_total(self, total_steps: int) -> TrainingPlan:
         return replace(self, total_steps=total_steps)
@@ -58,7 +53,11 @@ class TrainingPlan:
 
 
 def make_plan(train: TrainConfig, optim: OptimConfig, *, steps_per_epoch: int) -> TrainingPlan:
-    """Resolve every duration of the config; of a run in minutes only the length is left open."""
+    """Convert every duration of the config.
+
+    A run in minutes does not know its length in its first `MEASURED_STEPS` steps: a warm-up that is a share of the run
+    takes these steps.
+    """
 
     def steps(duration: str, key: str) -> int:
         return steps_of(duration, key, steps_per_epoch=steps_per_epoch, batch_size=train.batch_size)
@@ -66,9 +65,9 @@ def make_plan(train: TrainConfig, optim: OptimConfig, *, steps_per_epoch: int) -
     length, unit = parse_duration(train.duration)
     minutes = length if unit == "min" else None
     total = None if minutes else steps(train.duration, "train.duration")
-    share = PERCENT.match(optim.schedule.warmup.strip())
-    if share:
-        warmup = math.ceil((total or 0) * float(share[1]) / 100)
+    if percent := PERCENT.match(optim.schedule.warmup.strip()):
+        share = float(percent[1])
+        warmup = math.ceil(total * share / 100) if total else MEASURED_STEPS if share else 0
     else:
         warmup = steps(optim.schedule.warmup, "optim.schedule.warmup")
     freeze = optim.freeze if isinstance(optim.freeze, dict) else dict.fromkeys(optim.freeze)
@@ -78,7 +77,6 @@ def make_plan(train: TrainConfig, optim: OptimConfig, *, steps_per_epoch: int) -
         total_steps=total,
         minutes=minutes,
         warmup_steps=warmup,
-        warmup_share=float(share[1]) / 100 if share else None,
         checkpoint_every=steps(train.checkpoint_every, "train.checkpoint_every") if train.checkpoint_every else None,
         frozen_until={
             group: None if until in (None, PRETRAINED) else steps(until, f"optim.freeze.{group}")
@@ -88,7 +86,7 @@ def make_plan(train: TrainConfig, optim: OptimConfig, *, steps_per_epoch: int) -
 
 
 def steps_of(duration: str, key: str, *, steps_per_epoch: int, batch_size: int) -> int:
-    """A duration of the config in steps, at least one; `key` is what an error calls it."""
+    """A duration in steps, at least one; errors name its `key` in the config."""
     value, unit = parse_duration(duration)
     if unit == "min":
         raise ConfigError(f"`{key}` cannot be in minutes", "write steps (500st), epochs (1ep) or samples (1Msa)")
@@ -97,5 +95,5 @@ def steps_of(duration: str, key: str, *, steps_per_epoch: int, batch_size: int) 
 
 
 def steps_in_minutes(minutes: float, *, step_s: float, steps_done: int) -> int:
-    """How many steps a run of so many minutes has, at so many seconds a step."""
+    """The number of steps of a run of so many minutes, at `step_s` seconds a step."""
     return max(steps_done, round(minutes * 60 / step_s))

@@ -1,4 +1,4 @@
-"""Number formats: what the encoders compute in, and the loss scaling that fp16 needs."""
+"""Number formats of the encoders, and the loss scaling that fp16 needs."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Precision:
 
 
 def choose_precision(config: TrainConfig, device: torch.device) -> Precision:
-    """The config's format, or under `auto` the fastest that the device computes in itself."""
+    """The config's format; for `auto`, the fastest that the device supports in hardware."""
     name: str = config.precision
     if name == "auto":
         name = _fastest(device)
     elif name == "fp16" and device.type == "cpu" and not _cpu_has("amx_fp16", "fp16_arith"):
         name = _fastest(device)
-        log.warning("this CPU does not compute in fp16; taking %s", name)
+        log.warning("this CPU has no fp16 arithmetic: using %s", name)
     scaled = name == "fp16" and config.grad_scaler
     return Precision(name, device.type, torch.amp.GradScaler(device.type) if scaled else None)
 

@@ -1,4 +1,4 @@
-"""What a training process is set up with: its ranks, device, threads and kernels."""
+"""Sets up a training process: its rank, device, threads and kernels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def process_group(config: TrainConfig) -> Iterator[torch.device]:
-    """This rank's device, within the process group that is there or that torchrun's environment describes, if any."""
+    """The device of this rank, with a process group for the duration if torchrun started several processes."""
     device = choose_device(config.device)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and device.type == "cuda":
@@ -43,7 +43,7 @@ def process_group(config: TrainConfig) -> Iterator[torch.device]:
         _check_shares(config)
         yield device
     except BaseException:
-        own = own and not on_gpus  # NCCL would wait for collectives that others never join; the process's end does not
+        own = own and not on_gpus  # NCCL would wait for the other ranks; the end of the process does not
         raise
     finally:
         if own:
@@ -55,10 +55,11 @@ def _gpu_of_this_rank(config: TrainConfig) -> torch.device:
     if num_ranks <= num_gpus:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if config.device == "auto":
-        log.warning("%d processes see %d GPUs between them: training on the CPU", num_ranks, num_gpus)
+        log.warning("%d processes have only %d GPUs: training on the CPU", num_ranks, num_gpus)
         return torch.device("cpu")
     raise ConfigError(
-        f"{num_ranks} processes on this machine, and {num_gpus} GPUs", "start one a GPU, or set `train.device: cpu`"
+        f"{num_ranks} processes on this machine have only {num_gpus} GPUs",
+        "start one process per GPU, or set `train.device: cpu`",
     )
 
 
@@ -66,14 +67,14 @@ def _check_shares(config: TrainConfig) -> None:
     pieces = distributed.world() * config.accumulate
     if config.batch_size % pieces:
         raise ConfigError(
-            f"`train.batch_size` {config.batch_size} cannot be shared by {distributed.world()} processes"
+            f"`train.batch_size: {config.batch_size}` cannot be shared by {distributed.world()} processes"
             + (f" in {config.accumulate} pieces" if config.accumulate > 1 else ""),
-            f"take a multiple of {pieces}",
+            f"use a multiple of {pieces}",
         )
 
 
 def check_same_start(step: int) -> None:
-    """Refuse ranks that would go on from different checkpoints, as where a node sees a run folder of its own."""
+    """Refuse ranks that start from different checkpoints, as when each node has a run folder of its own."""
     if distributed.world() == 1:
         return
     steps: list[int] = [0] * distributed.world()
@@ -81,28 +82,28 @@ def check_same_start(step: int) -> None:
     if len(set(steps)) > 1:
         found = ", ".join(f"rank {rank} at {found}" for rank, found in enumerate(steps))
         raise CheckpointError(
-            f"the processes would begin at different steps: {found}",
-            "all nodes must see one run folder: put it on a file system that they share",
+            f"the processes would start at different steps: {found}",
+            "put the run folder on a file system that all nodes share",
         )
 
 
 def check_last_batch(config: TrainConfig, rest: int) -> None:
-    """Refuse an epoch's last batch, of `rest` samples, that leaves a rank with nothing or shards out of step."""
+    """Refuse a last batch of an epoch, of `rest` samples, that leaves a rank without samples or shards out of step."""
     world = distributed.world()
     too_few = 0 < rest < world * config.accumulate
-    uneven = config.strategy == "fsdp" and rest % world > 0  # each rank must encode as many chunks
+    uneven = config.strategy == "fsdp" and rest % world > 0  # the ranks must encode equally many chunks
     if world > 1 and (too_few or uneven):
         raise ConfigError(
-            f"an epoch's last batch of {rest} samples cannot be shared by {world} processes"
+            f"the last batch of an epoch, with {rest} samples, cannot be shared by {world} processes"
             + (f" in {config.accumulate} pieces" if config.accumulate > 1 else ""),
-            "leave it out with `data.drop_last: true`",
+            "skip it with `data.drop_last: true`",
         )
 
 
 def set_threads(config: TrainConfig) -> int:
-    """Compute threads: the config's, else `OMP_NUM_THREADS`, else the usable cores shared by this machine's ranks.
+    """Set the compute threads: `train.threads`, else `OMP_NUM_THREADS`, else this rank's share of the usable cores.
 
-    torchrun sets `OMP_NUM_THREADS` to 1 of itself: that is nobody's wish.
+    Under torchrun `OMP_NUM_THREADS` is ignored, because torchrun itself sets it to 1.
     """
     asked = "" if "TORCHELASTIC_RUN_ID" in os.environ else os.environ.get("OMP_NUM_THREADS", "")
     own_share = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -112,9 +113,9 @@ def set_threads(config: TrainConfig) -> int:
 
 
 def set_kernels(*, deterministic: bool) -> None:
-    """Deterministic kernels where they exist; elsewhere torch warns."""
+    """Choose deterministic kernels, or the fastest ones; torch warns where no deterministic one exists."""
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass over memory
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cuda.matmul.allow_tf32 = True

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,84 +20,66 @@ log = logging.getLogger(__name__)
 STATUS_EVERY_S = 5.0
 
 
+@dataclass(slots=True)
 class RunLog:
-    """Knows the run folder and writes nothing: for ranks other than 0."""
+    """The log of a run. On ranks other than 0 it has no `metrics` and no `writer`, and writes nothing."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """A line of `metrics.jsonl`."""
-
-    def save(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint in the background."""
-
-    def last_good(self, *, before: float = math.inf) -> Path | None:
-        """The newest checkpoint (before a step) that is whole."""
-        return self._run.newest_checkpoint(before=before)
-
-    def fix_total(self, total_steps: int) -> None:
-        """Record how many steps a run in minutes has."""
-
-    def finish(self) -> None:
-        """Wait until everything is on the disk."""
-
-    def close(self, state: str, *, message: str = "") -> None:
-        """The run has ended: done, stopped or failed."""
-
-
-class RunWriter(RunLog):
-    def __init__(
-        self,
-        run: Run,
-        *,
-        metrics: MetricsLog,
-        writer: CheckpointWriter,
-        facts: Mapping[str, Any],
-        total_steps: int | None,
-    ) -> None:
-        """`facts` go into the `meta.json` of every checkpoint."""
-        super().__init__(run)
-        self._metrics = metrics
-        self._writer = writer
-        self._facts = facts
-        self._step = 0
-        self._total_steps = total_steps
-        self._status_at = 0.0
+    run: Run
+    metrics: MetricsLog | None = None
+    writer: CheckpointWriter | None = None
+    total_steps: int | None = None
+    step: int = 0
+    status_written_at: float = 0.0
 
     def write(self, line: Mapping[str, Any]) -> None:
-        self._metrics.write(line)
-        self._step = int(line["step"])
-        if time.monotonic() - self._status_at > STATUS_EVERY_S:
+        """Write a line of `metrics.jsonl`."""
+        if self.metrics is None:
+            return
+        self.metrics.write(line)
+        self.step = int(line["step"])
+        if time.monotonic() - self.status_written_at > STATUS_EVERY_S:
             self._write_status("running")
 
     def save(self, snapshot: Snapshot) -> None:
-        self._writer.submit(replace(snapshot, meta={**snapshot.meta, **self._facts}))
+        """Write a checkpoint in the background."""
+        if self.writer is not None:
+            self.writer.submit(snapshot)
 
-    def fix_total(self, total_steps: int) -> None:
-        self._total_steps = total_steps
-        self._run.update_facts({"total_steps": total_steps})
+    def last_good(self, *, before: float = math.inf) -> Path | None:
+        """The newest undamaged checkpoint (before a step)."""
+        return self.run.newest_checkpoint(before=before)
+
+    def set_total(self, total_steps: int) -> None:
+        """Record how many steps a run in minutes has."""
+        self.total_steps = total_steps
+        if self.metrics is not None:
+            self.run.update_facts({"total_steps": total_steps})
 
     def finish(self) -> None:
-        self._writer.wait()
+        """Wait until everything is on the disk."""
+        if self.writer is not None:
+            self.writer.wait()
 
     def close(self, state: str, *, message: str = "") -> None:
-        self._writer.close()
-        self._metrics.close()
+        """End the log of a run that is done, stopped or failed."""
+        if self.metrics is None or self.writer is None:
+            return
+        self.writer.close()
+        self.metrics.close()
         self._write_status(state, message)
-        self._run.unlock()
+        self.run.unlock()
 
     def _write_status(self, state: str, message: str = "") -> None:
-        self._status_at = time.monotonic()
+        self.status_written_at = time.monotonic()
         status = {
             "state": state,
-            "step": self._step,
-            "total_steps": self._total_steps,
+            "step": self.step,
+            "total_steps": self.total_steps,
             "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
         try:
-            self._run.write_status(status | ({"message": message} if message else {}))
+            self.run.write_status(status | ({"message": message} if message else {}))
         except OSError as error:
             log.debug("the status could not be written: %s", error)

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: there is nothing to save."""
+"""The learning rate as a pure function of the step, so there is no state to save."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from clipkit.train.plan import MEASURED_STEPS, TrainingPlan
 
 
 def rate_factor(step: int, *, schedule: Schedule, plan: TrainingPlan) -> float:
-    """What each group's peak rate is multiplied by in the step after `step` steps.
+    """The factor of each group's peak rate in the step after `step` steps.
 
-    Linear warm-up from 1/warmup to 1, then cosine, linear or constant to `final`. A run in minutes does not know its
-    length in its first steps, and has the same rates when it is repeated: these steps are its warm-up, where that is
-    a share of the run, and the decay starts after them.
+    Linear warm-up from 1/warmup to 1, then cosine, linear or constant to `final`. In a run in minutes the decay starts
+    after the measured steps, so that their rates do not depend on the length of the run.
     """
-    warmup = plan.warmup_steps
-    if plan.measured and plan.warmup_share:
-        warmup = MEASURED_STEPS
-    if step < warmup:
-        return (step + 1) / warmup
-    start = max(warmup, MEASURED_STEPS) if plan.measured else warmup
+    if step < plan.warmup_steps:
+        return (step + 1) / plan.warmup_steps
+    start = max(plan.warmup_steps, MEASURED_STEPS) if plan.minutes else plan.warmup_steps
     if schedule.kind == "constant" or step < start or plan.total_steps is None:
         return 1.0
     progress = min(1.0, (step - start) / max(1, plan.total_steps - start))

@@ -1,17 +1,21 @@
-"""What a call of `clipkit train` does: start a run, resume one, or repeat one from its start."""
+"""What `clipkit train` is asked to do: start a run, resume one, or repeat one from its start."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipkit.config import Config
+from pydantic import ValidationError
+
+from clipkit.config import Config, parse_values
 from clipkit.config.differences import find_differences
 from clipkit.config.document import read_document
-from clipkit.config.file import dump_config, load_config, load_run_config, parse_config
+from clipkit.config.file import dump_config, load_config, load_run_config
 from clipkit.config.plugins import loaded_plugins
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.runs.checkpoint import read_meta
@@ -23,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """`run` is None for a new one; `checkpoint` is None at step 0; `facts` are what an earlier run resolved."""
+    """`run` is None for a new run; `checkpoint` is None at step 0; `facts` are those of the run to resume or repeat."""
 
     config: Config
     folder: Path
@@ -53,14 +57,13 @@ def open_session(
     rerun: str | None = None,
     hold: bool = False,
 ) -> Session:
-    """Work out what is asked for, and refuse what is impossible; nothing is written yet.
+    """Read the config and the run to resume or repeat, and refuse what is impossible; nothing is written yet.
 
-    With `hold` a run to resume is locked from now on, so that nobody else trains in it.
+    With `hold` a run to resume is locked from now on, so that no other process trains in it.
     """
     if resume and rerun:
         raise ConfigError(
-            "`--resume` and `--rerun` exclude each other",
-            "resume continues, rerun repeats from the start",
+            "`--resume` and `--rerun` exclude each other", "resume continues, rerun repeats from the start"
         )
     if rerun:
         return _rerun(Run.open(rerun), config_file, sets)
@@ -68,7 +71,7 @@ def open_session(
         return _resume(Run.open(resume), config_file, sets, hold=hold)
     if config_file is None:
         raise ConfigError("no config was given", "give one: `clipkit train --config FILE`")
-    config = load_config(config_file, sets)
+    config = _with_absolute_paths(load_config(config_file, sets))
     newest = _newest_run(config) if resume else None
     if newest is not None:
         log.info("resuming `%s`", newest.folder)
@@ -79,8 +82,7 @@ def open_session(
 def _resume(run: Run, config_file: Path | None, sets: Sequence[str], *, hold: bool) -> Session:
     if hold:
         run.lock()
-    before, config = _configs_of(run, config_file, sets)
-    _compare(run, before, config)
+    config = _config_for(run, config_file, sets)
     checkpoint = run.newest_checkpoint()
     if checkpoint is None:
         log.warning("`%s` has no usable checkpoint: starting from step 0", run.folder)
@@ -88,9 +90,8 @@ def _resume(run: Run, config_file: Path | None, sets: Sequence[str], *, hold: bo
 
 
 def _rerun(run: Run, config_file: Path | None, sets: Sequence[str]) -> Session:
-    """The same config, dataset version and number of steps, in a new folder beside the run's."""
-    before, config = _configs_of(run, config_file, sets)
-    _compare(run, before, config)
+    """The same config, dataset version and number of steps, in a new folder beside that of the run."""
+    config = _config_for(run, config_file, sets)
     folder = config.run.folder
     if folder == run.folder or not any(text.startswith(("run.dir=", "run.name=")) for text in sets):
         folder = _free_name(run.folder)
@@ -98,42 +99,65 @@ def _rerun(run: Run, config_file: Path | None, sets: Sequence[str]) -> Session:
     return Session(config, folder, facts={key: value for key, value in run.facts().items() if key in kept})
 
 
-def _configs_of(run: Run, config_file: Path | None, sets: Sequence[str]) -> tuple[Config, Config]:
-    """The run's own config, and the one to use now: a file's, or the run's with changes.
+def _config_for(run: Run, config_file: Path | None, sets: Sequence[str]) -> Config:
+    """The config of the run, or of a file, with `sets`; refuses one that changes the model or the order of samples.
 
-    A file brings its own plugins, which may have changed; without one they are those that the run recorded.
+    A file loads its own plugins, which may have changed; without one they are those that the run recorded.
     """
     own, recorded = run.folder / CONFIG, run.facts().get("plugins", [])
     if config_file is None:
-        before = load_run_config(own, recorded=recorded, run_folder=run.folder)
-        return before, load_run_config(own, sets, recorded=recorded, run_folder=run.folder)
-    config = load_config(config_file, sets)
-    plugins = loaded_plugins(config.plugins)
-    if [asdict(plugin) for plugin in plugins] != recorded:
-        log.warning("the plugins have changed since the run began: what follows is trained with the new ones")
-    return parse_config(run.config_text, source=str(own), plugins=plugins), config
+        config = load_run_config(own, sets, recorded=recorded, run_folder=run.folder)
+    else:
+        config = load_config(config_file, sets)
+        if [asdict(plugin) for plugin in loaded_plugins(config.plugins)] != recorded:
+            log.warning("the plugins have changed since the run began: training continues with the new ones")
+    config = _with_absolute_paths(config)
+    _compare(run, _values_of(run), config.model_dump(mode="json"))
+    return config
 
 
-def _compare(run: Run, before: Config, after: Config) -> None:
-    """Log every difference; refuse those that would change the model or the order of samples."""
+def _values_of(run: Run) -> dict[str, Any]:
+    """The values of the run's config, with the defaults of keys that are new, unless its plugins are not loaded."""
+    values = read_document(run.config_text, source=str(run.folder / CONFIG)).values
+    with suppress(ValidationError):
+        values = _with_absolute_paths(parse_values(values)).model_dump(mode="json")
+    return values
+
+
+def _compare(run: Run, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Log every difference; refuse those that change the model or the order of samples."""
     differences = [
-        difference
-        for difference in find_differences(before.model_dump(mode="json"), after.model_dump(mode="json"))
-        if difference.key not in ("run.dir", "run.name")
+        difference for difference in find_differences(before, after) if difference.key not in ("run.dir", "run.name")
     ]
     refused = [difference for difference in differences if not difference.allowed]
     if refused:
         raise CheckpointError(
             f"the config differs from that of `{run.folder}` in its model or its order of samples\n"
             + "\n".join(f"  {difference}" for difference in refused),
-            "train a new run with it (`--set run.name=…`), from this one's weights with `--set model.init=…`",
+            "train a new run with it (`--set run.name=…`), from the weights of this one with `--set model.init=…`",
         )
     for difference in differences:
         log.info("changed: %s", difference)
 
 
+def _with_absolute_paths(config: Config) -> Config:
+    """The config with absolute paths of datasets, so that the run can be resumed from any folder."""
+    data = config.data
+    sources = tuple(source.model_copy(update={"dataset": _absolute(source.dataset)}) for source in data.sources)
+    evaluate = {
+        name: section.model_copy(update={"dataset": _absolute(section.dataset)})
+        for name, section in config.evaluate.items()
+    }
+    data = data.model_copy(update={"dataset": _absolute(data.dataset), "sources": sources})
+    return config.model_copy(update={"data": data, "evaluate": evaluate})
+
+
+def _absolute(uri: str | None) -> str | None:
+    return uri if uri is None or "://" in uri else os.path.abspath(uri)
+
+
 def _newest_run(config: Config) -> Run | None:
-    """The run in the config's folder, or the one of that name beside it that was trained last."""
+    """The run in the folder of the config, or the one of its name beside it that was trained last."""
     folder = config.run.folder
     if (folder / CONFIG).is_file():
         return Run.open(folder)
@@ -159,9 +183,9 @@ def _free_name(folder: Path) -> Path:
 
 
 def begin(session: Session, facts: Mapping[str, Any]) -> tuple[Run, list[dict[str, Any]]]:
-    """Make the run folder, or take the existing one back to its checkpoint, with the config as it is now.
+    """Make the run folder, or cut an existing one back to its checkpoint and write the new config into it.
 
-    Gives with it the lines of `metrics.jsonl` that were later than the checkpoint, and are removed.
+    Returns the run, and the lines of `metrics.jsonl` after the checkpoint, which are removed.
     """
     config = dump_config(session.config)
     if session.run is None:

@@ -1,4 +1,4 @@
-"""A step's numbers, read from the device some steps late, so that no step waits for them."""
+"""The numbers of a step, read from the device a few steps later, so that no step waits for them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 from clipkit.train.parallel import Strategy
 
-LAG_STEPS = 4  # on an accelerator; on the CPU the numbers are there at once
+LAG_STEPS = 4  # on an accelerator; on the CPU the numbers are available at once
 
 
 @dataclass(frozen=True, slots=True)
 class StepFacts:
-    """What the host knows of a step when it has been queued."""
+    """What is known about a step when it is queued."""
 
     step: int  # steps done, this one included
     num_samples: int  # of the global batch
@@ -33,16 +33,16 @@ class StepValues:
 
 
 def queued_so_far(device: torch.device) -> torch.cuda.Event | None:
-    """An event that comes when a GPU has done all that is queued now; other devices need none."""
+    """An event after everything that a GPU has queued by now; None on other devices."""
     if device.type != "cuda":
         return None
-    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # who waits sleeps: loaders need the cores
-    event.record(torch.cuda.current_stream(device))  # of this device, which need not be the current one
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits without using a core
+    event.record(torch.cuda.current_stream(device))  # not always that of the current device
     return event
 
 
 class StepQueue:
-    """A queue of steps whose numbers are still on the device, read in order and always equally late."""
+    """Steps whose numbers are still on the device; they are read in order, always equally late."""
 
     def __init__(self, device: torch.device, strategy: Strategy) -> None:
         self._lag = 0 if device.type == "cpu" else LAG_STEPS
@@ -50,7 +50,7 @@ class StepQueue:
         self._queue: deque[tuple[StepFacts, tuple[str, ...], torch.Tensor, torch.cuda.Event | None]] = deque()
 
     def push(self, facts: StepFacts, values: Mapping[str, torch.Tensor]) -> None:
-        """Queue a step's scalars; over several ranks their means."""
+        """Queue the scalars of a step, averaged over the ranks."""
         stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         stacked = self._strategy.mean(stacked)
         device = stacked.device
@@ -60,7 +60,7 @@ class StepQueue:
         self._queue.append((facts, tuple(values), stacked, queued_so_far(device)))
 
     def pop(self, *, all_of_them: bool = False) -> Iterator[StepValues]:
-        """The steps that are old enough to be read without waiting, or all."""
+        """The steps that are old enough to be read without waiting, or all of them."""
         while len(self._queue) > (0 if all_of_them else self._lag):
             facts, names, values, event = self._queue.popleft()
             if event is not None:

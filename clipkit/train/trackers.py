@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl`, always and first, and the trackers that are asked for."""
+"""`metrics.jsonl`, which every run writes, and the trackers that get the same numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 from clipkit.errors import MissingExtra
@@ -24,20 +23,20 @@ log = logging.getLogger(__name__)
 
 class Tracker(Protocol):
     rewinds: bool
-    """Whether a resume removes what was logged of later steps; otherwise no number may be logged twice."""
+    """Whether a resume removes what was logged of later steps. If not, no number may be logged twice."""
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
 class MetricsLog:
-    """Appends lines to `metrics.jsonl` and hands their numbers to the trackers.
+    """Appends lines to `metrics.jsonl` and passes their numbers to the trackers.
 
-    A full disk costs lines, and a failing tracker its curves, with a warning: the run continues.
+    With a full disk or a failing tracker the run continues without them, with a warning.
     """
 
     def __init__(self, run: Run, trackers: Sequence[Tracker], *, cut: Iterable[Mapping[str, Any]] = ()) -> None:
-        """`cut` are the lines of steps that will be repeated, which trackers have seen before."""
+        """`cut` are the lines of steps that will be repeated, whose numbers the trackers already have."""
         self._path = run.folder / METRICS
         self._file = self._path.open("ab")
         self._trackers = list(trackers)
@@ -69,7 +68,7 @@ class MetricsLog:
             self._failed = True
             with suppress(OSError):
                 self._file.close()
-            os.truncate(self._path, size)  # no part of a line may stay in front of the next
+            os.truncate(self._path, size)  # removes the part of the line that was written
             self._file = self._path.open("ab")
 
     def _guarded(self, tracker: Tracker, call: Callable[[], None]) -> None:
@@ -81,30 +80,38 @@ class MetricsLog:
             self._trackers.remove(tracker)
 
 
+def check_trackers(names: Sequence[str] | None) -> None:
+    """Raise MissingExtra for a tracker that is not installed."""
+    for name in names or ():
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtra(name, name, f"the tracker `{name}`")
+
+
 def open_trackers(
     names: Sequence[str] | None, run: Run, *, name: str, config: Mapping[str, Any], step: int = 0
 ) -> list[Tracker]:
-    """The trackers to use, for a run at this step: TensorBoard, if it is installed, when none are named.
+    """The named trackers, for a run at this step; without names TensorBoard, if it is installed.
 
-    They identify the run by its id: a run repeated under the same name is another one.
+    A tracker knows a run by its id, so a rerun under the same name is another run.
     """
     if names is None:
         names = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    makers: dict[str, Callable[[], Tracker]] = {
+    check_trackers(names)
+    openers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(run.folder, step),
         "wandb": lambda: WeightsAndBiases(run.folder, run.id, name, config),
         "mlflow": lambda: MlFlow(run.folder, run.id, name, config),
     }
-    return [makers[tracker]() for tracker in names]
+    return [openers[tracker]() for tracker in names]
 
 
 class TensorBoard:
     rewinds = True
 
     def __init__(self, folder: Path, step: int) -> None:
-        _load("tensorboard")
-        writer = importlib.import_module("torch.utils.tensorboard")
-        self._writer = writer.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
@@ -120,7 +127,8 @@ class WeightsAndBiases:
     rewinds = False
 
     def __init__(self, folder: Path, run_id: str, name: str, config: Mapping[str, Any]) -> None:
-        wandb = _load("wandb")
+        import wandb
+
         self._run = wandb.init(
             project="clipkit", name=name, id=run_id, dir=str(folder), config=dict(config), resume="allow"
         )
@@ -138,16 +146,18 @@ class MlFlow:
     rewinds = False
 
     def __init__(self, folder: Path, run_id: str, name: str, config: Mapping[str, Any]) -> None:
-        self._mlflow = _load("mlflow")
-        if not self._mlflow.is_tracking_uri_set():
-            self._mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
-        self._mlflow.set_experiment("clipkit")
-        found = self._mlflow.search_runs(filter_string=f"tags.clipkit = '{run_id}'", output_format="list")
+        import mlflow
+
+        self._mlflow = mlflow
+        if not mlflow.is_tracking_uri_set():
+            mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        mlflow.set_experiment("clipkit")
+        found = mlflow.search_runs(filter_string=f"tags.clipkit = '{run_id}'", output_format="list")
         if found:
-            self._mlflow.start_run(run_id=found[0].info.run_id)
+            mlflow.start_run(run_id=found[0].info.run_id)
         else:
-            self._mlflow.start_run(run_name=name, tags={"clipkit": run_id})
-            self._mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
+            mlflow.start_run(run_name=name, tags={"clipkit": run_id})
+            mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._mlflow.log_metrics({key.replace("@", "_at_"): value for key, value in scalars.items()}, step=step)
@@ -156,19 +166,12 @@ class MlFlow:
         self._mlflow.end_run()
 
 
-def _load(package: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise MissingExtra(package, package, f"the tracker `{package}`") from None
-
-
 def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in numbers_by_path(line).items() if name != "step"}
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
+    """The value with null for every NaN and infinity, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

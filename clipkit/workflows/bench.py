@@ -1,4 +1,4 @@
-"""`clipkit bench`: how fast the loader is against what decoding alone can do, and the step against no data at all."""
+"""`clipkit bench`: the speed of the loader against decoding alone, and of the training step with and without it."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from clipkit.images.resize import resize_fast
 from clipkit.tasks import TaskContext, build_task
 from clipkit.train.process import process_group
 from clipkit.train.session import Session
-from clipkit.types import Batch, ImageSpec, Tokenizer
+from clipkit.types import Batch, ImageSpec, Progress, Tokenizer, no_progress
 from clipkit.workflows.train import build_training
 
 SEED = 0
 ROUNDS = 5
-LOADER_ROUNDS = 15  # other load on the machine comes and goes in seconds: many short turns see equally much of it
-CEILING_BYTES = 64_000_000  # of images in memory
-CEILING_IMAGES = 4096
+LOADER_ROUNDS = 15  # many short turns, so that other load on the machine affects both measurements alike
+CEILING_BYTES, CEILING_IMAGES = 64_000_000, 4096  # kept in memory
+ROUND_S = 5.0  # after which a round of steps ends early
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderReport:
     images_per_s: float
     ceiling_images_per_s: float | None
-    """Decoding (or cutting out of the cache) and resizing the same images from memory; none for stored features."""
+    """Of decoding (or reading the pixel cache) and resizing the same images in memory; None without images."""
     ratio: float | None
     first_batch_s: float
     peak_rss_mb: float
     stages_ms: dict[str, float]
-    """A batch's time in each stage, added up over threads; `wait` is what a consumer that does nothing waits."""
+    """Time per batch in each stage, summed over threads; `wait` is how long an idle consumer waits."""
     batch_size: int
     workers: int
     decoder: str
@@ -67,19 +67,21 @@ class StepReport:
 
 
 def inputs_of_training(session: Session) -> Sequence[Input]:
-    """What training by this config reads of each row."""
+    """The inputs of the config's task."""
     config = session.config
     return build_task(TaskContext(config, TrainingRows(config.data))).inputs()
 
 
 def plain_inputs(config: DataConfig, tokenizer: Tokenizer | None) -> Sequence[Input]:
-    """Pixels and, with a tokenizer, tokens of a dataset that no model is trained on."""
+    """Pixels and, with a tokenizer, tokens of a dataset without a config."""
     inputs: list[Input] = [Pixels(config, ImageSpec(config.image_size), seed=SEED)]
     return [*inputs, Tokens(tokenizer, column=config.captions_column)] if tokenizer is not None else inputs
 
 
-def bench_loader(config: DataConfig, inputs: Sequence[Input], *, batch_size: int, seconds: float) -> LoaderReport:
-    """Measure loader and ceiling in turns for about so many seconds each, and report medians."""
+def bench_loader(
+    config: DataConfig, inputs: Sequence[Input], *, batch_size: int, seconds: float, progress: Progress = no_progress
+) -> LoaderReport:
+    """Measure the loader and its ceiling in turns, for about `seconds` each, and report medians."""
     started = time.perf_counter()
     loader = build_loader(config, inputs, batch_size=batch_size, seed=SEED)
     pixels = next((input_ for input_ in inputs if isinstance(input_, Pixels)), None)
@@ -87,14 +89,15 @@ def bench_loader(config: DataConfig, inputs: Sequence[Input], *, batch_size: int
         with closing(loader.iterate()) as batches:
             next(batches)
             first_batch_s = time.perf_counter() - started
-        _loader_speed(loader, seconds / ROUNDS)  # by now what is kept in memory is there
-        peak_rss_mb = _peak_rss_mb()  # before the ceiling's images take memory too
+        _loader_speed(loader, seconds / ROUNDS)  # fills what is kept in memory
+        peak_rss_mb = _peak_rss_mb()  # before the images of the ceiling are loaded
         ceiling = None if pixels is None else _make_ceiling(loader, pixels, config)
         speeds, ceilings = [], []
-        for _ in range(LOADER_ROUNDS):
+        for number in range(LOADER_ROUNDS):
             speeds.append(_loader_speed(loader, seconds / LOADER_ROUNDS))
             if ceiling is not None:
                 ceilings.append(ceiling(seconds / LOADER_ROUNDS))
+            progress(number + 1, LOADER_ROUNDS)
         stats = loader.stats()
     images_per_s = statistics.median(speeds)
     ceiling_per_s = statistics.median(ceilings) if ceilings else None
@@ -113,34 +116,27 @@ def bench_loader(config: DataConfig, inputs: Sequence[Input], *, batch_size: int
     )
 
 
-def bench_step(session: Session, *, num_steps: int) -> StepReport:
-    """Samples a second of a config's training step."""
+def bench_step(session: Session, *, num_steps: int, progress: Progress = no_progress) -> StepReport:
+    """Samples per second of a config's training step, in rounds of at most `num_steps` steps and about `ROUND_S`."""
     with process_group(session.config.train) as device:
         training = build_training(session, device)
+        training.engine.prepare(progress)
 
         def train_step(batch: Batch, index: int) -> object:
             return training.engine.train_step(batch, step=index)
 
-        with closing(training.loader) as loader:
-            return time_training(train_step, loader, device=device, num_steps=num_steps)
-
-
-def time_training(
-    train_step: Callable[[Batch, int], object], loader: Loader, *, device: torch.device, num_steps: int
-) -> StepReport:
-    """Time the step on one batch again and again, and on the loader's batches, in turns."""
-    synthetic_s, real_s = [], []
-    step = 0
-    with closing(loader.iterate()) as on_host:
-        batches = prefetch_to_device(on_host, device)
-        batch = next(batches)
-        for _ in range(2):  # warm-up: kernels are chosen, memory is allocated
-            train_step(batch, step)
-        for _ in range(ROUNDS):
-            synthetic_s.append(time_steps(lambda: batch, train_step, device, num_steps))
-            for _ in range(loader.prefetch):  # these were made ready meanwhile
-                train_step(next(batches), step)
-            real_s.append(time_steps(lambda: next(batches), train_step, device, num_steps))
+        synthetic_s, real_s = [], []
+        with closing(training.loader) as loader, closing(loader.iterate()) as on_host:
+            batches = prefetch_to_device(on_host, device)
+            batch = next(batches)
+            for index in range(2):  # warm-up: kernels are chosen, memory is allocated
+                train_step(batch, index)
+            for number in range(ROUNDS):
+                synthetic_s.append(time_steps(lambda: batch, train_step, device, num_steps))
+                progress(2 * number + 1, 2 * ROUNDS)
+                time_steps(lambda: next(batches), train_step, device, loader.prefetch)  # loaded during the steps before
+                real_s.append(time_steps(lambda: next(batches), train_step, device, num_steps))
+                progress(2 * number + 2, 2 * ROUNDS)
     size = len(batch)
     synthetic, real = statistics.median(synthetic_s), statistics.median(real_s)
     return StepReport(
@@ -155,13 +151,15 @@ def time_training(
 def time_steps(
     batch: Callable[[], Batch], train_step: Callable[[Batch, int], object], device: torch.device, num_steps: int
 ) -> float:
-    """Seconds a step."""
+    """Seconds per step, over at most `num_steps` steps and about `ROUND_S` seconds."""
     _wait_for(device)
     started = time.perf_counter()
-    for step in range(num_steps):
-        train_step(batch(), step)
+    for index in range(num_steps):
+        train_step(batch(), index)
+        if time.perf_counter() - started > ROUND_S:
+            break
     _wait_for(device)
-    return (time.perf_counter() - started) / num_steps
+    return (time.perf_counter() - started) / (index + 1)
 
 
 def _wait_for(device: torch.device) -> None:
@@ -170,7 +168,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _loader_speed(loader: Loader, seconds: float) -> float:
-    """Images a second, from the second batch on; each time of other batches."""
+    """Images per second from the second batch on; each call reads new batches."""
     with closing(loader.iterate(loader.stats().num_batches)) as batches:
         next(batches)
         started, count = time.perf_counter(), 0
@@ -182,10 +180,7 @@ def _loader_speed(loader: Loader, seconds: float) -> float:
 
 
 def _make_ceiling(loader: Loader, pixels: Pixels, config: DataConfig) -> Callable[[float], float]:
-    """A function that measures images a second of the fastest decoder and a resize alone, with nothing else to do.
-
-    Of the images that the loader's batches have: those of several sources in their proportions.
-    """
+    """A function that measures images per second of the fastest decoder and a resize alone, on the loader's images."""
     work = ceiling_work(loader, pixels, config)
     size_px, num_threads, exact = config.image_size, usable_cores(), config.decode == "full" and not config.cache
     out = np.empty((num_threads, size_px, size_px, 3), np.uint8)
@@ -213,7 +208,7 @@ def _make_ceiling(loader: Loader, pixels: Pixels, config: DataConfig) -> Callabl
 
 
 def ceiling_work(loader: Loader, pixels: Pixels, config: DataConfig) -> list[Callable[[], np.ndarray]]:
-    """For images of the first batches the call that gives their pixels; the headers are read beforehand."""
+    """For each image of the first batches, a function that decodes it; the headers are read here."""
     jpeg = fastest_decoder()
     work: list[Callable[[], np.ndarray]] = []
     num_bytes = 0
@@ -233,7 +228,7 @@ def ceiling_work(loader: Loader, pixels: Pixels, config: DataConfig) -> list[Cal
 
 
 def _decoding(data: memoryview, config: DataConfig, jpeg: JpegDecoder) -> Callable[[], np.ndarray]:
-    """The call that decodes an image, which has succeeded once."""
+    """A function that decodes an image, which it has done once."""
     info = parse_header(data)
     divisor = choose_divisor(info.width, info.height, config.image_size) if config.decode == "scaled" else 1
     call = partial(decode, memoryview(bytes(data)), info, divisor=divisor, jpeg=jpeg)
@@ -259,7 +254,7 @@ def _advise(
     images_per_s: float,
     ceiling_per_s: float | None,
 ) -> list[str]:
-    """What would make this loader faster, by where the time goes."""
+    """How to make this loader faster, by where its time is spent."""
     advice = []
     busy = {stage: spent for stage, spent in stages_ms.items() if stage != "wait"}
     total = sum(busy.values()) or 1.0
@@ -273,13 +268,13 @@ def _advise(
     reading = busy.get("read", 0.0) / total
     if reading > 0.4:
         advice.append(
-            f"reading takes {reading:.0%} of the work: put the dataset on a local disk, or read blocks "
-            "of neighbours with `data.shuffle: {block: 1024}`"
+            f"reading takes {reading:.0%} of the work: put the dataset on a local disk, or read neighbouring rows "
+            "together with `data.shuffle: {block: 1024}`"
         )
     if reading > 0.1 and image_mb:
         advice.append(
-            f"reading takes {reading:.0%} of the work: if memory allows, `data.keep_images_mb: "
-            f"{math.ceil(1.1 * image_mb)}` keeps the images in it"
+            f"reading takes {reading:.0%} of the work: if memory allows, keep the images in it with "
+            f"`data.keep_images_mb: {math.ceil(1.1 * image_mb)}`"
         )
     if not advice and ceiling_per_s and images_per_s > 0.9 * ceiling_per_s:
         advice.append("the loader is as fast as decoding allows")

@@ -1,4 +1,4 @@
-"""`clipkit eval`: a run's checkpoint measured on a dataset, and on which rows."""
+"""`clipkit eval`: measures a checkpoint of a run on the chosen rows of a dataset."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IDS_AT_ONCE = 65536
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rows are evaluated: all that `where` chooses, of one named split or of several."""
+    """The rows to measure on: all that match `where`; `split` is set if they are those of one split."""
 
     rows: Rows
     where: str | None
@@ -47,7 +47,7 @@ def evaluate(
     picture: Path | None = None,
     progress: Progress = no_progress,
 ) -> tuple[dict[str, Any], list[str | Table]]:
-    """Measure a run's checkpoint on a dataset with the run's evaluators; gives the report, as data and in words.
+    """Measure a checkpoint of a run on a dataset with the evaluators of the run; returns the report, and its text.
 
     With one evaluator its numbers are at the top level of the report, with several under `evaluations` by name.
     """
@@ -61,7 +61,7 @@ def evaluate(
         "dataset": str(uri),
         "dataset_version": dataset.version,
     }
-    words: list[str | Table] = [f"run {run}, step {model.step}, on {uri} (version {dataset.version})"]
+    text: list[str | Table] = [f"run {run}, step {model.step}, on {uri} (version {dataset.version})"]
     for name, section in sections.items():
         chosen = select(dataset, section.where, split=split, where=where)
         result: dict[str, Any] = {
@@ -75,35 +75,38 @@ def evaluate(
             measured = evaluator.report(model.module, picture=picture, progress=progress)
         result |= measured
         rows = f"split `{chosen.split}`" if chosen.split else f"rows `{chosen.where or 'all'}`"
-        words += [f"{name}: {rows}" if len(sections) > 1 else rows, *evaluator.describe(measured)]
+        text += [f"{name}: {rows}" if len(sections) > 1 else rows, *evaluator.describe(measured)]
         if len(sections) == 1:
             report |= result
         else:
             report.setdefault("evaluations", {})[name] = result
-    return report, words
+    return report, text
 
 
 def _evaluators_of(config: Config) -> dict[str, EvaluatorSection]:
-    """The run's evaluators, or the task's own kind; of those that differ only in their rows, the first."""
+    """The evaluators of the run, or the one of its task; of those that differ only in their rows, the first."""
+    sections = config.evaluators or {"": config.task.evaluator()}
+    seen: list[EvaluatorSection] = []
     found: dict[str, EvaluatorSection] = {}
-    for name, section in (config.evaluators or {"": config.task.evaluator()}).items():
-        others = [other.model_copy(update={"where": None, "dataset": None, "every": None}) for other in found.values()]
-        if section.model_copy(update={"where": None, "dataset": None, "every": None}) not in others:
+    for name, section in sections.items():
+        without_rows = section.model_copy(update={"where": None, "dataset": None, "every": None})
+        if without_rows not in seen:
+            seen.append(without_rows)
             found[name] = section
     return found
 
 
 def select(dataset: Dataset, default: str | None, *, split: str | None, where: str | None) -> Selection:
-    """The rows asked for; else those of the run's own filter, `default`, else of the only split there is."""
+    """The rows of `split` and `where`, else of the run's filter `default`, else of the only split."""
     if split is not None or where is not None:
         return _select_asked(dataset, split=split, where=where)
     if default is not None and len(rows := _select_or_none(dataset, default)):
         return Selection(rows, default, _only_split(dataset, rows))
     splits = _splits(dataset, dataset.select())
     if len(splits) > 1:
-        reason = "has no rows for validation here" if default is not None else "names no rows for validation"
+        reason = "matches no row of it" if default is not None else "is not set in the run"
         raise DataError(
-            f"the run's config {reason}, and `{dataset.uri}` has several splits: {_listed(splits)}",
+            f"`{dataset.uri}` has several splits: {_listed(splits)}; the filter of the run's evaluation {reason}",
             "choose one with `--split NAME`, or rows with `--where SQL`",
         )
     rows = dataset.select()
@@ -129,12 +132,12 @@ def _select_asked(dataset: Dataset, *, split: str | None, where: str | None) -> 
 
 
 def _select_or_none(dataset: Dataset, where: str) -> Rows:
-    """A filter written for another dataset may name columns that this one lacks."""
+    """The rows of a filter; none, with a warning, if it names columns that this dataset does not have."""
     try:
         return dataset.select(where)
     except DataError as error:
         log.info("%s", error.message)
-        log.warning("the run's validation filter `%s` does not work on this dataset: measuring other rows", where)
+        log.warning("the run's filter `%s` does not work on this dataset: choosing other rows", where)
         return np.empty(0, dtype=np.int64)
 
 
@@ -144,7 +147,7 @@ def _only_split(dataset: Dataset, rows: Rows) -> str | None:
 
 
 def _splits(dataset: Dataset, rows: Rows) -> dict[str, int]:
-    """The number of rows in each named split, among these; a dataset may have no splits."""
+    """The number of these rows in each split; empty for a dataset without splits."""
     if SPLIT not in dataset.schema.names:
         return {}
     counts = pc.value_counts(dataset.take(rows, [SPLIT]).column(0)).to_pylist()
@@ -156,7 +159,7 @@ def _listed(splits: dict[str, int]) -> str:
 
 
 def count_trained_on(config: Config, meta: Mapping[str, Any], dataset: Dataset, rows: Rows) -> int | None:
-    """How many of the chosen images the run was trained on, by id; None if its own dataset is gone."""
+    """How many of the chosen images the run was trained on, by id; None if its dataset cannot be opened."""
     ids = set(_ids(dataset, rows))
     versions = {entry["uri"]: entry["version"] for entry in meta.get("datasets", ())}
     seen: set[str] = set()

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
 from clipkit.errors import DataError
 from clipkit.images.header import BadImage, parse_header
 from clipkit.store import Dataset
-from clipkit.types import Scalar
+from clipkit.types import Progress, Scalar, no_progress
 
 READ_ROWS = 128
 SHARD_ROWS = 1000
@@ -55,7 +55,7 @@ def export_corpus(
     format: str,
     where: str | None = None,
     version: int | str | None = None,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress = no_progress,
 ) -> int:
     """Write the chosen rows into a new folder, and return their number."""
     dataset = Dataset(uri, version=version)
@@ -75,8 +75,7 @@ def export_corpus(
                     chunk = rows[start : start + READ_ROWS]
                     for sample in _samples(dataset, chunk):
                         writer.write(sample)
-                    if progress is not None:
-                        progress(len(chunk))
+                    progress(start + len(chunk), len(rows))
             os.replace(partial, out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -106,14 +105,8 @@ def _samples(dataset: Dataset, rows: Any) -> Iterator[Sample]:
 
 
 def _is_plain(data_type: pa.DataType) -> bool:
-    types = pa.types
-    return bool(
-        types.is_string(data_type)
-        or types.is_large_string(data_type)
-        or types.is_integer(data_type)
-        or types.is_floating(data_type)
-        or types.is_boolean(data_type)
-    )
+    tests = ("is_string", "is_large_string", "is_integer", "is_floating", "is_boolean")
+    return any(getattr(pa.types, test)(data_type) for test in tests)
 
 
 def _file_stem(image_id: str, suffix: str, row: int) -> str:
@@ -185,55 +178,31 @@ class CocoWriter(ExitStack):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
-        self._files: dict[str, _CocoFile] = {}
-
-    def __exit__(self, *exception: Any) -> bool:
-        for file in self._files.values():
-            file.finish()
-        return bool(super().__exit__(*exception))
+        self._images: dict[str, list[dict[str, Any]]] = {}
+        self._annotations: dict[str, list[dict[str, Any]]] = {}
 
     def write(self, sample: Sample) -> None:
         split = sample.split or "data"
-        if split not in self._files:
-            self._files[split] = _CocoFile.open(self._folder / "annotations" / f"captions_{split}.json", self)
-        self._files[split].write(sample, _write_image(self._folder / split, sample))
-
-
-@dataclass(slots=True)
-class _CocoFile:
-    """Images are written to the file, annotations to a temporary one that is appended at the end."""
-
-    images: IO[str]
-    annotations: IO[str]
-    num_images: int = 0
-    num_annotations: int = 0
-
-    @classmethod
-    def open(cls, path: Path, stack: ExitStack) -> Self:
-        path.parent.mkdir(exist_ok=True)
-        images = stack.enter_context(open(path, "w", encoding="utf-8"))  # noqa: SIM115 (the stack closes it)
-        images.write('{"info": {"description": "exported by clipkit"}, "images": [')
-        return cls(images, stack.enter_context(tempfile.TemporaryFile("w+", dir=path.parent, encoding="utf-8")))
-
-    def write(self, sample: Sample, file_name: str) -> None:
-        self.num_images += 1
-        width, height = sample.size
-        image = {"id": self.num_images, "file_name": file_name, "width": width, "height": height}
-        _write_element(self.images, {**sample.extra, **image, "image_id": sample.image_id}, self.num_images)
+        images, annotations = self._images.setdefault(split, []), self._annotations.setdefault(split, [])
+        file_name = _write_image(self._folder / split, sample)
+        number, (width, height) = len(images) + 1, sample.size
+        image = {"id": number, "file_name": file_name, "width": width, "height": height, "image_id": sample.image_id}
+        images.append({**sample.extra, **image})
         for caption in sample.captions:
-            self.num_annotations += 1
-            annotation = {"id": self.num_annotations, "image_id": self.num_images, "caption": caption}
-            _write_element(self.annotations, annotation, self.num_annotations)
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "caption": caption})
 
-    def finish(self) -> None:
-        self.images.write('\n], "annotations": [')
-        self.annotations.seek(0)
-        shutil.copyfileobj(self.annotations, self.images)
-        self.images.write("\n]}\n")
-
-
-def _write_element(stream: IO[str], value: Mapping[str, Any], number: int) -> None:
-    stream.write((",\n" if number > 1 else "\n") + json.dumps(value, ensure_ascii=False))
+    def __exit__(self, *exception: Any) -> bool:
+        for split, images in self._images.items():
+            path = self._folder / "annotations" / f"captions_{split}.json"
+            path.parent.mkdir(exist_ok=True)
+            content = {
+                "info": {"description": "exported by clipkit"},
+                "images": images,
+                "annotations": self._annotations[split],
+            }
+            with path.open("w", encoding="utf-8") as file:
+                json.dump(content, file, ensure_ascii=False)
+        return bool(super().__exit__(*exception))
 
 
 def _write_image(folder: Path, sample: Sample) -> str:

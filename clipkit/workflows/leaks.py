@@ -9,7 +9,7 @@ Shapes: N images, M images of one split.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -23,6 +23,7 @@ from clipkit.hardware import usable_cores
 from clipkit.images.decode import decode_upright
 from clipkit.images.header import BadImage
 from clipkit.store import Dataset
+from clipkit.types import Progress, no_progress
 
 READ_ROWS = 256
 HASH_PX, THUMBNAIL_PX = 32, 8
@@ -58,33 +59,33 @@ class Leaks:
 
 @dataclass(frozen=True, slots=True)
 class Print:
-    """What images are compared by."""
+    """What is compared of an image."""
 
+    member: Member
     digest: bytes
     hash: np.uint64
-    thumbnail: np.ndarray  # (8, 8, 3) uint8
+    thumbnail: np.ndarray  # (8 * 8 * 3,) int16
 
 
-@dataclass(frozen=True, slots=True)
-class Prints:
-    members: Sequence[Member]
-    digests: Sequence[bytes]
-    hash_N: np.ndarray  # uint64
-    thumbnail_N: np.ndarray  # (N, 8 * 8 * 3) int16
-    num_unreadable: int
-
-
-def find_leaks(uri: str, *, version: int | str | None = None, progress: Callable[[int], object] | None = None) -> Leaks:
-    """Compare every image with those of the other splits; `progress` gets the number of images just read."""
+def find_leaks(uri: str, *, version: int | str | None = None, progress: Progress = no_progress) -> Leaks:
+    """Compare every image with those of the other splits."""
     dataset = Dataset(uri, version=version)
     if "split" not in dataset.schema.names:
         raise DataError(f"`{uri}` has no column `split`", "`clipkit ingest` makes one with `--val-fraction 0.1`")
-    prints = _take_prints(dataset, progress)
-    return Leaks(_find_exact(prints), list(_find_near(prints)), prints.num_unreadable)
+    rows = dataset.select("split is not null")
+    prints: list[Print] = []
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for start in range(0, len(rows), READ_ROWS):
+            chunk = rows[start : start + READ_ROWS]
+            table = dataset.take(chunk, [dataset.columns.image_id, "split"])
+            members = map(Member, *(column.to_pylist() for column in table.columns))
+            prints += filter(None, pool.map(take_print, members, dataset.take_images(chunk)))
+            progress(start + len(chunk), len(rows))
+    return Leaks(_find_exact(prints), list(_find_near(prints)), len(rows) - len(prints))
 
 
-def take_print(data: bytes | memoryview) -> Print | None:
-    """An image's digest, hash and thumbnail; None if it cannot be decoded."""
+def take_print(member: Member, data: bytes | memoryview) -> Print | None:
+    """The digest, hash and thumbnail of an image; None if it cannot be decoded."""
     try:
         pixels = decode_upright(data, at_least=(HASH_PX, HASH_PX))
     except BadImage:
@@ -93,55 +94,33 @@ def take_print(data: bytes | memoryview) -> Print | None:
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
     low = cv2.dct(grey)[:8, :8].ravel()
     signs = low > np.median(low[1:])
-    thumbnail = cv2.resize(small, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
-    return Print(hashlib.blake2b(data, digest_size=16).digest(), np.uint64((signs * POWERS_64).sum()), thumbnail)
+    thumbnail = cv2.resize(small, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA).ravel()
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    return Print(member, digest, np.uint64((signs * POWERS_64).sum()), thumbnail.astype(np.int16))
 
 
-def _take_prints(dataset: Dataset, progress: Callable[[int], object] | None) -> Prints:
-    rows = dataset.select("split is not null")
-    members: list[Member] = []
-    prints: list[Print] = []
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for start in range(0, len(rows), READ_ROWS):
-            chunk = rows[start : start + READ_ROWS]
-            table = dataset.take(chunk, [dataset.columns.image_id, "split"])
-            found = pool.map(take_print, dataset.take_images(chunk))
-            for image_id, split, taken in zip(*(column.to_pylist() for column in table.columns), found, strict=True):
-                if taken is not None:
-                    members.append(Member(image_id, split))
-                    prints.append(taken)
-            if progress is not None:
-                progress(len(chunk))
-    return Prints(
-        members=members,
-        digests=[taken.digest for taken in prints],
-        hash_N=np.array([taken.hash for taken in prints], np.uint64),
-        thumbnail_N=np.array([taken.thumbnail.ravel() for taken in prints], np.int16).reshape(-1, THUMBNAIL_PX**2 * 3),
-        num_unreadable=len(rows) - len(prints),
-    )
-
-
-def _find_exact(prints: Prints) -> list[tuple[Member, ...]]:
+def _find_exact(prints: Sequence[Print]) -> list[tuple[Member, ...]]:
     by_digest: dict[bytes, list[Member]] = {}
-    for digest, member in zip(prints.digests, prints.members, strict=True):
-        by_digest.setdefault(digest, []).append(member)
+    for image in prints:
+        by_digest.setdefault(image.digest, []).append(image.member)
     groups = by_digest.values()
     return [tuple(members) for members in groups if len({member.split for member in members}) > 1]
 
 
-def _find_near(prints: Prints) -> Iterator[Near]:
-    """Similar pairs from different splits; compares every pair, a block at a time."""
-    splits = np.array([member.split for member in prints.members])
+def _find_near(prints: Sequence[Print]) -> Iterator[Near]:
+    """Pairs from different splits; every pair is compared, a block at a time."""
+    splits = np.array([image.member.split for image in prints])
+    hash_N = np.array([image.hash for image in prints], np.uint64)
     for first, second in combinations(sorted(set(splits.tolist())), 2):
         left_N, right_M = np.flatnonzero(splits == first), np.flatnonzero(splits == second)
         rows_at_once = max(1, PAIRS_AT_ONCE // max(1, len(right_M)))
         for start in range(0, len(left_N), rows_at_once):
             block = left_N[start : start + rows_at_once]
-            distances = np.bitwise_count(prints.hash_N[block, None] ^ prints.hash_N[right_M])
+            distances = np.bitwise_count(hash_N[block, None] ^ hash_N[right_M])
             for i, j in np.argwhere(distances <= MAX_DISTANCE):
-                a, b = int(block[i]), int(right_M[j])
-                if prints.digests[a] != prints.digests[b] and _look_alike(prints.thumbnail_N[a], prints.thumbnail_N[b]):
-                    yield Near((prints.members[a], prints.members[b]), int(distances[i, j]))
+                one, other = prints[block[i]], prints[right_M[j]]
+                if one.digest != other.digest and _look_alike(one.thumbnail, other.thumbnail):
+                    yield Near((one.member, other.member), int(distances[i, j]))
 
 
 def _look_alike(first: np.ndarray, second: np.ndarray) -> bool:

@@ -1,7 +1,4 @@
-"""`clipkit train`: from a config, or a run to resume, to a trained run folder.
-
-The way down: open the data, build the task, the loader, the engine and the evaluations, train.
-"""
+"""`clipkit train`: opens the data, builds the task, the loader, the engine and the evaluations, and trains."""
 
 from __future__ import annotations
 
@@ -38,11 +35,11 @@ from clipkit.train.evaluations import Evaluation
 from clipkit.train.parallel import Replicas, Shards, Strategy
 from clipkit.train.plan import TrainingPlan, make_plan, steps_of
 from clipkit.train.process import check_last_batch, check_same_start, process_group, set_kernels, set_threads
-from clipkit.train.run_log import RunLog, RunWriter
+from clipkit.train.run_log import RunLog
 from clipkit.train.session import Session, begin
-from clipkit.train.trackers import MetricsLog, open_trackers
+from clipkit.train.trackers import MetricsLog, check_trackers, open_trackers
 from clipkit.train.trainer import Outcome, Trainer, TrainingProgress
-from clipkit.types import Task
+from clipkit.types import Progress, Task, no_progress
 
 log = logging.getLogger(__name__)
 NAMED_SPLIT = re.compile(r"""^\s*split\s*=\s*['"]([^'"]+)['"]\s*$""")
@@ -50,7 +47,7 @@ NAMED_SPLIT = re.compile(r"""^\s*split\s*=\s*['"]([^'"]+)['"]\s*$""")
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Everything that a run consists of, before any of it is written."""
+    """Everything that a run consists of, before anything is written."""
 
     config: Config
     datasets: tuple[Dataset, ...]
@@ -62,14 +59,14 @@ class Training:
 
     def describe(self) -> str:
         device, world = next(self.task.model.parameters()).device, self.engine.strategy.world
-        measured = [f", `{evaluation.label}` every {evaluation.every:,} steps" for evaluation in self.evaluations]
+        evaluated = [f", `{evaluation.label}` every {evaluation.every:,} steps" for evaluation in self.evaluations]
         return (
-            f"{self.loader.num_samples:,} samples, {self.engine.plan.describe()}{''.join(measured)}; on {device} in "
+            f"{self.loader.num_samples:,} samples, {self.engine.plan.describe()}{''.join(evaluated)}; on {device} in "
             f"{self.engine.precision.name} with {self.threads} threads" + (f", {world} processes" if world > 1 else "")
         )
 
     def group_sizes(self) -> dict[str, dict[str, int | float | bool]]:
-        """Parameters, peak rate and whether it is trained at the start, of each group."""
+        """The numbers of parameters, the peak rate and the weight decay of each group, as training starts."""
         frozen = self.engine.plan.frozen(0)
         return {
             group.name: {
@@ -82,8 +79,12 @@ class Training:
         }
 
 
-def train(session: Session, *, progress: TrainingProgress) -> dict[str, Any]:
-    """Train to the end of the plan, or to a signal; gives the summary."""
+def train(session: Session, *, progress: TrainingProgress, preparing: Progress = no_progress) -> dict[str, Any]:
+    """Train to the end of the plan, or until a signal; returns the summary.
+
+    `preparing` shows what the task computes before the first step.
+    """
+    check_trackers(session.config.train.trackers)
     with process_group(session.config.train) as device:
         check_same_start(session.step)
         training = build_training(session, device, make_caches=True)
@@ -91,18 +92,19 @@ def train(session: Session, *, progress: TrainingProgress) -> dict[str, Any]:
         if training.engine.plan.total_steps == session.step:
             log.info("`%s` has already been trained to its last step", session.folder)
         run_log = _open_log(session, training)
-        if session.checkpoint is not None:
-            training.engine.restore(session.checkpoint)
-        trainer = Trainer(
-            training.engine,
-            training.loader,
-            config=session.config.train,
-            record=run_log,
-            progress=progress,
-            evaluations=training.evaluations,
-            start=session.start or None,
-        )
         try:
+            if session.checkpoint is not None:
+                training.engine.restore(session.checkpoint)
+            training.engine.prepare(preparing)
+            trainer = Trainer(
+                training.engine,
+                training.loader,
+                config=session.config.train,
+                run_log=run_log,
+                progress=progress,
+                evaluations=training.evaluations,
+                start=session.start or None,
+            )
             outcome = trainer.train()
             _check_saved(run_log, outcome)
         except BaseException as error:
@@ -115,7 +117,7 @@ def train(session: Session, *, progress: TrainingProgress) -> dict[str, Any]:
 
 
 def _check_saved(run_log: RunLog, outcome: Outcome) -> None:
-    """A run whose last weights are not on disk is not done."""
+    """Fail a run whose last weights are not on the disk."""
     if not distributed.is_main():
         return
     last = run_log.last_good()
@@ -123,13 +125,14 @@ def _check_saved(run_log: RunLog, outcome: Outcome) -> None:
         raise TrainingError(
             f"the run reached step {outcome.step}, but "
             + (f"its last checkpoint that could be written is `{last}`" if last else "no checkpoint could be written"),
-            "the warnings say why: make room if the disk is full; "
-            + ("`--resume` continues from that checkpoint" if last else "then start the run again"),
+            f"the warnings say why: make room if the disk is full, then `clipkit train --resume {run_log.run.folder}` "
+            + ("continues from that checkpoint" if last else "starts it again"),
         )
 
 
 def dry_run(session: Session) -> dict[str, Any]:
-    """Build everything and train one step, without writing anything."""
+    """Build everything and train one step, without writing anything, and without `Task.prepare`."""
+    check_trackers(session.config.train.trackers)
     with process_group(session.config.train) as device:
         training = build_training(session, device)
         log.info("%s", training.describe())
@@ -148,7 +151,7 @@ def dry_run(session: Session) -> dict[str, Any]:
 
 
 def build_training(session: Session, device: torch.device, *, make_caches: bool = False) -> Training:
-    """Open the data and build everything that trains on it; missing pixel caches are made if asked for."""
+    """Open the data and build everything that trains on it; `make_caches` adds the pixel caches that are missing."""
     config = session.config
     threads = set_threads(config.train)
     _compare_threads(session, threads)
@@ -167,7 +170,7 @@ def build_training(session: Session, device: torch.device, *, make_caches: bool 
 def _make_task(session: Session, rows: TrainingRows) -> Task:
     config = session.config
     torch.manual_seed(config.run.seed)
-    if session.checkpoint is not None:  # its weights are loaded later, with the optimizer's state
+    if session.checkpoint is not None:  # its weights are loaded later, with the state of the optimizer
         return build_task(TaskContext(config, rows, session.checkpoint))
     assert isinstance(config.model, ModelSection)
     if config.model.init is None:
@@ -192,8 +195,8 @@ def _make_loader(session: Session, task: Task, rows: TrainingRows) -> Loader:
     before = session.facts.get("num_samples")
     if before is not None and before != loader.num_samples:
         raise CheckpointError(
-            f"`{config.data.dataset}` has {loader.num_samples:,} samples to train on and had {before:,}",
-            "a run is resumed with the dataset that it began with, which may have been moved or copied",
+            f"`{config.data.dataset}` has {loader.num_samples:,} samples to train on, the run began with {before:,}",
+            "resume it with the dataset that it began with; a moved one is given with `--set data.dataset=PATH`",
         )
     if not config.data.drop_last:
         check_last_batch(config.train, loader.num_samples % loader.batch_size)
@@ -204,15 +207,16 @@ def _make_engine(session: Session, task: Task, loader: Loader, device: torch.dev
     config = session.config
     optim = config.optim.settled(task.from_scratch, like=config.task.groups)
     plan = make_plan(config.train, optim, steps_per_epoch=loader.steps_per_epoch)
-    if plan.measured and plan.minutes == session.facts.get("minutes") and session.facts.get("total_steps"):
-        plan = plan.with_total(int(session.facts["total_steps"]))
+    known = session.facts.get("total_steps")
+    if plan.minutes and plan.minutes == session.facts.get("minutes") and known:
+        plan = plan.with_total(int(known))
     if config.train.chunk_size and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.model.modules()):
         log.info(
             "BatchNorm sees chunks of %d samples, not the whole batch; frozen norms keep their statistics",
             config.train.chunk_size,
         )
     if config.train.compile:
-        log.info("compiling the model: the first steps take some minutes")
+        log.info("compiling the model: the first steps take minutes")
         task.model.compile()
     engine = Engine(
         task,
@@ -228,7 +232,7 @@ def _make_engine(session: Session, task: Task, loader: Loader, device: torch.dev
 
 
 def _check_groups(config: Config, engine: Engine) -> None:
-    """Refuse a group that the config asks for and that no parameter is in."""
+    """Refuse a group of the config without parameters."""
     if config.optim.groups == dict(config.task.default_groups):
         return
     filled = {group.name for group in engine.groups}
@@ -257,10 +261,10 @@ def _make_evaluations(config: Config, task: Task, dataset: Dataset, plan: Traini
         if not len(rows):
             filtered = f"{key}.{'where' if name else 'validation'}: {section.where}"
             raise DataError(
-                f"`{filtered}` chooses no row of `{source.uri}`" if section.where else f"`{source.uri}` has no rows",
-                f"`clipkit info {source.uri}` lists its splits; leave it out to train without",
+                f"`{filtered}` matches no row of `{source.uri}`" if section.where else f"`{source.uri}` has no rows",
+                f"`clipkit info {source.uri}` lists its splits; remove the key to train without this evaluation",
             )
-        at_once = config.train.encoded_at_once(distributed.world())  # what fits into memory in training fits here
+        at_once = config.train.encoded_at_once(distributed.world())  # as in training, so that it fits into memory
         evaluator = build_evaluator(section, EvaluatorContext(task, source, rows, config.data, at_once))
         every = steps_of(
             section.every,
@@ -275,7 +279,7 @@ def _make_evaluations(config: Config, task: Task, dataset: Dataset, plan: Traini
 
 
 def _open_log(session: Session, training: Training) -> RunLog:
-    """Make or reopen the run folder on rank 0, and tag the dataset versions that it trains on."""
+    """Make or reopen the run folder, and tag the dataset versions that it trains on; rank 0 does it."""
     if not distributed.is_main():
         dist.barrier()
         return RunLog(Run(session.folder))
@@ -313,29 +317,25 @@ def _open_log(session: Session, training: Training) -> RunLog:
     trackers = open_trackers(
         config.train.trackers, run, name=config.run.name, config=config.model_dump(mode="json"), step=session.step
     )
-    return RunWriter(
-        run,
-        metrics=MetricsLog(run, trackers, cut=cut),
-        writer=CheckpointWriter(run, keep=config.train.keep, save_extras=save_extras),
-        facts={
-            "dataset": datasets[0],
-            "datasets": datasets,
-            "plugins": plugins,
-            "model": _describe_model(config.model.model_dump(mode="json")),
-            "clipkit": __version__,
-        },
-        total_steps=plan.total_steps,
-    )
+    checkpoint_facts = {
+        "dataset": datasets[0],
+        "datasets": datasets,
+        "plugins": plugins,
+        "model": _describe_model(config.model.model_dump(mode="json")),
+        "clipkit": __version__,
+    }
+    writer = CheckpointWriter(run, keep=config.train.keep, facts=checkpoint_facts, save_extras=save_extras)
+    return RunLog(run, MetricsLog(run, trackers, cut=cut), writer, plan.total_steps)
 
 
 def _describe_model(model: Mapping[str, Any]) -> str:
-    """The names of its parts, or their kinds: `resnet10t, transformers, linear`."""
+    """The names or kinds of its parts: `resnet10t, transformers, linear`."""
     parts = [part for part in model.values() if isinstance(part, Mapping) and "kind" in part]
     return ", ".join(str(part.get("name") or part["kind"]) for part in parts)
 
 
 def _tag(dataset: Dataset, name: str) -> None:
-    """Keep the version from being cleaned up; without write access there is only a warning."""
+    """Protect the version from clean-up; without write access there is only a warning."""
     try:
         dataset.tag(f"clipkit-{name}-v{dataset.version}")
     except DataError as error:
@@ -346,8 +346,8 @@ def _compare_threads(session: Session, threads: int) -> None:
     before = session.start.get("threads", session.facts.get("threads"))
     if before is not None and before != threads:
         log.warning(
-            "this run has %d compute threads and had %d before: sums are rounded differently, so its numbers agree to "
-            "rounding, not bit for bit; `--set train.threads=%d` keeps the earlier number",
+            "this run has %d compute threads and had %d before: its numbers agree up to rounding, not bit for bit; "
+            "`--set train.threads=%d` restores the earlier number",
             threads,
             before,
             before,

@@ -17,6 +17,7 @@ from clipkit.errors import DataError
 from clipkit.files import permission_to
 from clipkit.readers import Item, SourceReport, detect, read
 from clipkit.readers.loading import SourceGuard, load_images
+from clipkit.signals import StopSignals
 from clipkit.store import commit
 from clipkit.store.locks import exclusive, is_remote
 from clipkit.store.rejections import record_rejections
@@ -24,7 +25,6 @@ from clipkit.store.shards import discard, remove_orphans, writing_error
 from clipkit.store.staging import Staging
 from clipkit.store.writer import DatasetWriter
 from clipkit.workflows.ingest.intake import Intake
-from clipkit.workflows.ingest.interrupt import Interrupt
 from clipkit.workflows.ingest.options import IngestOptions, absolute_source
 from clipkit.workflows.ingest.start import Finished, IngestJob, start
 from clipkit.workflows.ingest.summary import Progress, Summary, count_without_caption, describe_source
@@ -42,12 +42,12 @@ def ingest(sources: Sequence[str], out: str, options: IngestOptions, *, progress
     with permission_to("write", out):
         _check_out(out)
     try:
-        with exclusive(out) as folder, Interrupt() as interrupt:
+        with exclusive(out) as folder, StopSignals() as signals:
             staging = Staging(folder)
             job = start(out, sources, options, staging)
             if isinstance(job, Finished):
                 return replace(job.summary, seconds=time.monotonic() - started)
-            summary = _run(out, job, staging, interrupt, progress)
+            summary = _run(out, job, staging, signals, progress)
     except OSError as error:  # a full disk, above all: lance and this package's own files say it alike
         raise writing_error(out, error) from error
     first_row_s = None if summary.first_row_s is None else summary.first_row_s - started
@@ -78,7 +78,7 @@ def _check_out(out: str) -> None:
         raise DataError(f"`{out}` is a folder without a dataset", "choose another name for the dataset")
 
 
-def _run(out: str, job: IngestJob, staging: Staging, interrupt: Interrupt, progress: Progress | None) -> Summary:
+def _run(out: str, job: IngestJob, staging: Staging, signals: StopSignals, progress: Progress | None) -> Summary:
     if job.plan.kind == "replace" and job.plan.base_version is None and not is_remote(out):
         remove_orphans(out, [path for receipt in staging.receipts for path in receipt.paths])
     writer = DatasetWriter(out, staging, storage=job.options.storage)
@@ -89,11 +89,11 @@ def _run(out: str, job: IngestJob, staging: Staging, interrupt: Interrupt, progr
     try:
         for number in range(first, len(job.sources)):
             reports.append(SourceReport())
-            _take_in(number, job, writer, intake, interrupt, reports[-1])
-            if interrupt.signal is not None:
+            _take_in(number, job, writer, intake, signals, reports[-1])
+            if signals.exit_code:
                 writer.finish_shard()
                 log.warning("interrupted: %d rows are kept; run the same command with --resume", writer.counts.rows)
-                interrupt.end()
+                signals.raise_exit()
         writer.finish_shard()
     except BaseException:
         writer.abandon()
@@ -108,7 +108,7 @@ def _run(out: str, job: IngestJob, staging: Staging, interrupt: Interrupt, progr
 
 
 def _take_in(
-    number: int, job: IngestJob, writer: DatasetWriter, intake: Intake, interrupt: Interrupt, report: SourceReport
+    number: int, job: IngestJob, writer: DatasetWriter, intake: Intake, signals: StopSignals, report: SourceReport
 ) -> None:
     """Read one source, from where an earlier attempt stopped."""
     source = job.sources[number]
@@ -120,7 +120,7 @@ def _take_in(
         fetch=job.options.fetch,
         wanted=intake.wants,
         guard=guard,
-        stopped=lambda: interrupt.signal is not None,
+        stopped=lambda: signals.exit_code > 0,
         digests=job.options.drop_repeats,
     )
     for one in loaded:
