@@ -11,7 +11,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from clipkit.config import DataConfig
 from clipkit.data.batch_maker import BatchMaker
-from clipkit.data.inputs import Input, Pixels, Tokens, Vectors
+from clipkit.data.inputs import Captions, Input, Pixels, Tokens, Vectors
 from clipkit.data.order.base import Draw, StoredOrder
 from clipkit.data.samples import make_samples
 from clipkit.data.training_rows import TrainingRows, named_columns, training_sources
@@ -48,10 +48,11 @@ class ImageTextDataset(TorchDataset[Sample]):
         self._arguments = (config, tokenizer, seed, [dataset.version for dataset in datasets])
         # Shared, so that persistent worker processes see it change.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        small = [config.captions_column] if config.features.text is None else []
+        inputs = _inputs(config, tokenizer, seed)
+        small = [column for input_ in inputs for column in input_.columns]
         self._samples = make_samples(TrainingRows(config, datasets), config, seed=seed, columns=small)
         order = StoredOrder(len(self._samples), batch_size=1)
-        self._maker = BatchMaker(self._samples, order, _inputs(config, tokenizer, seed), config, seed=seed)
+        self._maker = BatchMaker(self._samples, order, inputs, config, seed=seed)
         self._maker.pins_memory = False  # that is the DataLoader's job, in the parent
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -98,6 +99,8 @@ def _inputs(config: DataConfig, tokenizer: Tokenizer | None, seed: int) -> list[
         inputs.append(Vectors("text_features", features.text, setting="data.features.text"))
     elif tokenizer is not None:
         inputs.append(Tokens(tokenizer, column=config.captions_column))
+    else:
+        inputs.append(Captions(config.captions_column))
     return inputs
 
 

@@ -2,7 +2,7 @@
 
 from clipkit.data.inputs.base import DecodedInput, Decoding, Input
 from clipkit.data.inputs.pixels import Pixels
-from clipkit.data.inputs.tokens import Tokens
+from clipkit.data.inputs.tokens import Captions, Tokens
 from clipkit.data.inputs.vectors import Vectors
 
-__all__ = ["DecodedInput", "Decoding", "Input", "Pixels", "Tokens", "Vectors"]
+__all__ = ["Captions", "DecodedInput", "Decoding", "Input", "Pixels", "Tokens", "Vectors"]

@@ -1,4 +1,4 @@
-"""Token ids of the captions that the samples take."""
+"""The captions that the samples take, as token ids or as they are."""
 
 from __future__ import annotations
 
@@ -16,17 +16,30 @@ from clipkit.types import Tokenizer
 AHEAD = 256  # captions at a time, so that the batch at hand is not kept waiting
 
 
-class Tokens(Input):
-    """`input_ids` and `attention_mask`, (B, T) int64. A row without a caption cannot be used."""
+class Captions(Input):
+    """Nothing but `Batch.captions`. A row without a caption cannot be used."""
+
+    def __init__(self, column: str) -> None:
+        self.columns = (column,)
+
+    def check(self, dataset: Dataset) -> None:
+        _ = dataset.captions_column  # raises where it is missing
+
+    def read(self, samples: DrawnSamples) -> Mapping[str, torch.Tensor]:
+        return {}
+
+    def find_unusable(self, samples: DrawnSamples) -> Mapping[int, str]:
+        return {place: "it has no caption" for place, caption in enumerate(samples.captions) if not caption}
+
+
+class Tokens(Captions):
+    """`input_ids` and `attention_mask`, (B, T) int64."""
 
     stage = "tokenize"
 
     def __init__(self, tokenizer: Tokenizer, *, column: str) -> None:
-        self.columns = (column,)
+        super().__init__(column)
         self._tokenizer = tokenizer
-
-    def check(self, dataset: Dataset) -> None:
-        _ = dataset.captions_column  # raises where it is missing
 
     def prepare(self, samples: Samples) -> None:
         """Once captions are in memory, let the tokenizer see them all, if it can remember so many."""
@@ -42,6 +55,3 @@ class Tokens(Input):
 
     def read(self, samples: DrawnSamples) -> Mapping[str, torch.Tensor]:
         return self._tokenizer(samples.captions)
-
-    def find_unusable(self, samples: DrawnSamples) -> Mapping[int, str]:
-        return {place: "it has no caption" for place, caption in enumerate(samples.captions) if not caption}
