@@ -1,4 +1,4 @@
-"""Files that are read whole, or written so that they survive a power cut."""
+"""Reading JSON files, and writing files that survive a power cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """The file with this text, or as it was before: never a part of it, even after a power cut where `durable`."""
+    """Replace the file's text atomically; if `durable`, also in case of a power cut."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("w", encoding="utf-8") as file:
@@ -26,7 +26,7 @@ def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's names, reach the disk."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,7 +35,7 @@ def sync(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty if the file is missing or torn."""
+    """A JSON object from a file; empty if the file is missing or incomplete."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

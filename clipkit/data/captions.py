@@ -1,4 +1,4 @@
-"""Which of an image's captions a sample takes."""
+"""Which of an image's captions a sample uses."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ Choice = Literal["random", "longest", "first", "each"]
 def choose_captions(
     captions: Sequence[Sequence[str]], choice: Choice, *, seed: int, rows: np.ndarray, epochs: np.ndarray
 ) -> list[str]:
-    """One caption of each row, "" for a row that has none; a random one is a function of (seed, row, epoch).
-
-    With `each` a sample names its caption itself (see `DatasetSamples.caption_numbers`).
-    """
+    """One caption per row, "" for a row that has none; a random one is a function of (seed, row, epoch)."""
     if choice == "longest":
         return [max(texts, key=len, default="") for texts in captions]
     if choice == "random":

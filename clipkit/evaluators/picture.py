@@ -1,4 +1,4 @@
-"""A picture of what a model finds: captions, and the images it thinks fit best.
+"""A picture of captions and the images that a model finds for them.
 
 Shapes: N images, M captions, D the embedding.
 """
@@ -28,7 +28,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An image that was found for a caption: its encoded bytes, and whether the caption is its own."""
+    """An image that was found for a caption: its encoded bytes, and whether it is the caption's own image."""
 
     data: bytes | memoryview
     is_right: bool
@@ -36,14 +36,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A caption and the images found for it, the best first."""
+    """A caption and the images found for it, best first."""
 
     caption: str
     found: Sequence[Found]
 
 
 def find_answers(dataset: Dataset, rows: Rows, *, image_ND: Tensor, text_MD: Tensor, owner_M: Tensor) -> list[Answer]:
-    """The first captions of images spread over the rows that have one, each with the images nearest to it."""
+    """The first captions of some images spread over the rows, each with the images closest to it."""
     answers = []
     with_caption = np.unique(owner_M.cpu().numpy()).tolist()
     for place in np.unique(np.linspace(0, len(with_caption) - 1, NUM_ANSWERS).round().astype(int)).tolist():
@@ -57,13 +57,13 @@ def find_answers(dataset: Dataset, rows: Rows, *, image_ND: Tensor, text_MD: Ten
 
 
 def save_picture(path: Path, answers: Sequence[Answer]) -> None:
-    """Write the drawing, in the format that the file's name says."""
+    """Write the picture in the format of the file's extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_answers(answers).save(path)
 
 
 def draw_answers(answers: Sequence[Answer]) -> Image.Image:
-    """A row a caption: its text, then the images found; the right one has a green frame."""
+    """One row per caption: its text, then the images found; the right one has a green frame."""
     font = load_font(FONT_PX)
     num_columns = max(len(answer.found) for answer in answers)
     row_px = THUMBNAIL_PX + GAP_PX
@@ -84,7 +84,7 @@ def draw_answers(answers: Sequence[Answer]) -> Image.Image:
 
 def load_font(size_px: int) -> Font:
     try:
-        return ImageFont.truetype("DejaVuSans.ttf", size_px)  # has more of the world's letters
+        return ImageFont.truetype("DejaVuSans.ttf", size_px)  # has more scripts than the default
     except OSError:
         return ImageFont.load_default(size_px)
 
@@ -99,7 +99,7 @@ def _thumbnail(data: bytes | memoryview) -> Image.Image:
 
 
 def _wrap(text: str, canvas: ImageDraw.ImageDraw, font: Font) -> list[str]:
-    """The text in lines that fit beside the images, the last cut off where there is no room for all."""
+    """The text in lines that fit next to the images; the last line is cut off if there is no room for all."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -1,4 +1,4 @@
-"""A frozen text encoder's outputs, computed once a caption and kept.
+"""The outputs of a frozen text encoder, computed once per caption and kept.
 
 Shapes: B texts of a batch, N texts that are kept, F the encoder's width.
 """
@@ -20,10 +20,10 @@ BATCH_SIZE = 256
 
 
 class RememberedTexts:
-    """The outputs of a text encoder that does not change, computed for all texts when the first ones are asked for.
+    """The outputs of a text encoder that does not change, computed for all texts on the first call.
 
-    By then a resumed run has its weights. How the texts are batched depends only on the texts: sums are rounded the
-    same way however often a run was interrupted.
+    By then a resumed run has loaded its weights. The batches depend only on the texts, so that rounding is the same
+    however often a run was interrupted.
     """
 
     def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, texts: Callable[[], Iterable[str]]) -> None:
@@ -44,7 +44,7 @@ class RememberedTexts:
         texts = list(dict.fromkeys(self._texts()))
         log.info("encoding %s captions once: the text encoder stays frozen", f"{len(texts):,}")
         ids = self._tokenizer.encode(texts)
-        by_length = sorted(range(len(texts)), key=lambda place: len(ids[place]))  # so that little is padding
+        by_length = sorted(range(len(texts)), key=lambda place: len(ids[place]))  # so that there is little padding
         parts = []
         with evaluating(self._encoder):
             for start in range(0, len(texts), BATCH_SIZE):

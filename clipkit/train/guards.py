@@ -12,7 +12,7 @@ from statistics import mean, median
 import torch
 
 from clipkit.config import Guards, TrainConfig
-from clipkit.data.device import a_gpu_is_in_use
+from clipkit.data.device import cuda_is_initialized
 from clipkit.errors import TrainingError
 from clipkit.train.meter import wait_share
 from clipkit.train.step_values import StepValues
@@ -147,7 +147,7 @@ def out_of_memory_explained(config: TrainConfig, step: int, *, world: int = 1) -
 
 
 def _memory_used() -> str:
-    if not a_gpu_is_in_use():
+    if not cuda_is_initialized():
         return ""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return f" (at most {torch.cuda.max_memory_allocated() / 1e9:.1f} of its {total / 1e9:.1f} GB)"

@@ -1,4 +1,4 @@
-"""What a batch holds of each sample: an input a module, written once and chosen by the tasks that need it."""
+"""What a batch holds for each sample: one input per kind of value, shared by the tasks that need it."""
 
 from clipkit.data.inputs.base import DecodedInput, Decoding, Input
 from clipkit.data.inputs.pixels import Pixels
