@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # a first import inside a process group would keep the group and its threads alive
+import torch.distributed.nn.functional  # imported inside a process group, it would keep the group alive
 from torch import Tensor
 from torch.autograd import Function
 from torch.distributed.tensor import DTensor

@@ -159,7 +159,7 @@ class Task(Protocol):
         """Clamp parameters to their bounds after the optimizer's step."""
 
     def alarms(self, metrics: Mapping[str, float], *, batch_size: int) -> Mapping[str, str]:
-        """Problems by name, each with its likely cause, from the metrics of a step (with `loss`) or of an evaluation."""
+        """Problems by name, with their likely cause, from the metrics of a step (with `loss`) or of an evaluation."""
 
     def tune(self, *, device_type: str, precision: str) -> None:
         """Choose the fastest kernels for the device."""

@@ -19,7 +19,7 @@ TILE_ELEMENTS = 2**22  # logits in memory at a time: 16 MB of float32
 
 
 def tiles(function: Callable[[slice], Tensor], num_rows: int, num_columns: int) -> Iterator[Tensor]:
-    """`function` of slices of rows that are small enough; if there are several, each is recomputed in the backward pass."""
+    """`function` of small slices of rows; if there are several, each is computed again in the backward pass."""
     height = max(1, TILE_ELEMENTS // max(1, num_columns))
     if height >= num_rows:
         yield function(slice(0, num_rows))

@@ -63,7 +63,7 @@ class TextEncoder(nn.Module):
 
 
 def build(section: TransformersText, context: EncoderContext) -> Encoder:
-    """A transformers model and its tokenizer: from the checkpoint, from a published model, or trained on the captions."""
+    """A transformers model and its tokenizer, which is loaded or trained on the captions."""
     tokenizer = make_tokenizer(section, context)
     model = build_text_encoder(section, tokenizer=tokenizer, saved=context.saved)
     tokens = Tokens(tokenizer, column=context.data.captions_column)

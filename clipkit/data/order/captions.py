@@ -16,9 +16,9 @@ from clipkit.data.random import key
 class CaptionOrder:
     """Every caption is a sample, and the captions of an image are as far apart as possible.
 
-    An epoch is a sequence of passes. A pass normally has at most one caption of an image, in the order that `shuffle` gives,
-    and the passes with an image are evenly spaced. Where a batch spans two passes, images of the first are postponed
-    in the second. If a pass has only a few batches, all passes keep the order of the first instead.
+    An epoch is a sequence of passes. A pass normally has at most one caption of an image, in the order that `shuffle`
+    gives, and the passes with an image are evenly spaced. Where a batch spans two passes, images of the first are
+    postponed in the second. If a pass has only a few batches, all passes keep the order of the first instead.
     """
 
     counts: np.ndarray  # (images,) captions of each image; its samples have consecutive numbers
