@@ -125,7 +125,7 @@ class BatchMaker:
                 for input_ in self._inputs
                 if isinstance(input_, DecodedInput)
             ]
-        tensors = self._read_tensors(samples)
+        tensors = {} if failed else self._read_tensors(samples)  # with other rows in their place it is read later
         return UnfinishedBatch(step, epoch, whole, samples, tensors, decodings, failed)
 
     def _read_tensors(self, samples: DrawnSamples) -> dict[str, torch.Tensor]:

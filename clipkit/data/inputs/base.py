@@ -26,11 +26,11 @@ class Input:
         """Called once, before the first batch."""
 
     def read(self, samples: DrawnSamples) -> Mapping[str, torch.Tensor]:
-        """Tensors (B, …) by name, in the order of the samples."""
+        """Tensors (B, …) by name, in the order of the samples; in training `find_unusable` names none of them."""
         raise NotImplementedError
 
     def find_unusable(self, samples: DrawnSamples) -> Mapping[int, str]:
-        """Places of samples that cannot be trained on, with the reason: another row takes their place."""
+        """Places of samples that cannot be trained on, with the reason: in training another row takes their place."""
         return {}
 
 

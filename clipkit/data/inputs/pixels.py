@@ -15,7 +15,7 @@ from clipkit.data.augment import NUM_UNIFORMS, augment_pixels, crop_box, cut
 from clipkit.data.inputs.base import DecodedInput, Decoding
 from clipkit.data.random import key, uniforms
 from clipkit.data.samples import DrawnSamples
-from clipkit.errors import DataError
+from clipkit.errors import ConfigError, DataError
 from clipkit.images.decode import JpegDecoder, choose_divisor, decode, fastest_decoder, turn_upright
 from clipkit.images.decode import Pixels as RGB
 from clipkit.images.header import BadImage, parse_header
@@ -62,25 +62,25 @@ class EncodedImages:
         width, height = info.width, info.height
         if orientation >= 5:
             width, height = height, width
-        augment, size_px = self.config.augment, self.spec.size_px
+        augment, size_px, exact = self.config.augment, self.spec.size_px, self.config.decode == "full"
         box = (
             None
             if _shows_whole(self.spec, self.config, uniforms)
             else crop_box(width, height, size_px, augment, uniforms)
         )
         divisor = 1
-        if self.config.decode == "scaled" and self.spec.interpolation == "fast":
+        if not exact and self.spec.interpolation == "fast":
             region_width, region_height = (box.width, box.height) if box is not None else (width, height)
             divisor = choose_divisor(region_width, region_height, self.spec.shortest_px or size_px)
         pixels = decode(source, info, divisor=divisor, jpeg=self.jpeg)
         decode_s = time.perf_counter() - started
         pixels = turn_upright(pixels, orientation)
         if box is None:
-            resize_for(pixels, self.spec, out)
+            resize_for(pixels, self.spec, out, exact=exact)
         else:
             # The size that was really decoded, whatever the header or the scale said.
             region_pixels = cut(pixels, box, pixels.shape[1] / width)
-            resize_for(region_pixels, replace(self.spec, resize="squash"), out, exact=self.config.decode == "full")
+            resize_for(region_pixels, replace(self.spec, resize="squash"), out, exact=exact)
         if uniforms is not None:
             augment_pixels(out, augment, uniforms)
         return decode_s
@@ -124,6 +124,11 @@ class Pixels(DecodedInput):
         self._cache = config.cache
         if config.cache is None:
             self._renderer: Renderer = EncodedImages(config, spec, fastest_decoder())
+        elif spec.resize != "squash":
+            raise ConfigError(
+                f"`data.cache` holds squashed images, and the image encoder is for `data.resize: {spec.resize}`",
+                "leave `data.cache` out, or set `data.resize: squash`",
+            )
         else:
             self._renderer = CachedPixels(config, spec, config.cache)
         is_augmented = seed is not None and not isinstance(config.augment, NoAugment)
