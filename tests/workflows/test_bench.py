@@ -26,7 +26,7 @@ def test_loader(tmp_path: Path, run_cli: Any, minilm_dir: Path) -> None:
     report = json.loads(done.stdout)
     keys = {"images_per_s", "ceiling_images_per_s", "ratio", "first_batch_s", "peak_rss_mb", "stages_ms"}
     assert keys <= report.keys()
-    assert {"read", "decode", "transform", "tokenize"} <= report["stages_ms"].keys()
+    assert {"read", "decode", "transform", "tokenize", "wait"} <= report["stages_ms"].keys()
     assert report["ratio"] == pytest.approx(report["images_per_s"] / report["ceiling_images_per_s"], abs=0.01)
     assert np.isfinite(list(report["stages_ms"].values())).all()
     text = run_cli("bench", "loader", *arguments)
