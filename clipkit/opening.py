@@ -5,7 +5,7 @@ Shapes: n inputs, D the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,7 +99,8 @@ class Model:
         assert isinstance(model, DualEncoder)
         parts = [np.empty((0, model.embedding_dim), dtype=np.float32)]
         with torch.inference_mode():
-            for part in _batches(inputs, batch_size):
+            for start in range(0, len(inputs), batch_size):
+                part = inputs[start : start + batch_size]
                 tensors = {name: tensor.to(self.device) for name, tensor in read(part).items()}
                 parts.append(encode(tensors).float().cpu().numpy())
         return np.concatenate(parts)
@@ -112,11 +113,6 @@ def _render(pixels: Pixels, image: bytes | Path, out: np.ndarray) -> None:
         pixels.render(memoryview(data), None, None, out)
     except (OSError, BadImage) as error:
         raise DataError(f"{name} cannot be read as an image: {first_line(error)}", "is the file complete?") from error
-
-
-def _batches(inputs: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(inputs), size):
-        yield inputs[start : start + size]
 
 
 def open_model(source: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Model:

@@ -102,7 +102,7 @@ class BatchMaker:
         """The samples of a step on all ranks."""
         return self.samples.at(order.draw(self.order, step))
 
-    def make_samples(self, drawn: Draw) -> Batch:
+    def make(self, drawn: Draw) -> Batch:
         """A batch of exactly these samples, made in the calling thread."""
         batch = self._read(0, 0, drawn, drawn)
         self.decode(batch, 0, len(batch))

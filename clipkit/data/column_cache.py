@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -21,28 +21,38 @@ VIEW_BYTES = 200  # of Python's object for an image, whatever its size
 T = TypeVar("T")
 
 
-class BackgroundLoad(Generic[T]):
-    """A value that a thread loads in the background after `start`; None until then."""
+class KeptValues(Generic[T]):
+    """Values that are read directly until a thread has loaded all of them into memory."""
 
-    def __init__(self, load: Callable[[], T | None]) -> None:
-        self._load = load
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._kept: T | None = None
         self._thread: threading.Thread | None = None
-        self.value: T | None = None
 
-    def start(self) -> None:
+    @property
+    def in_memory(self) -> bool:
+        return self._kept is not None
+
+    def keep_all(self) -> None:
+        """Start to load in the background, once."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="clipkit-columns", daemon=True)
             self._thread.start()
 
-    def join(self) -> None:
+    def close(self) -> None:
+        """Wait for the thread."""
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        self.value = self._load()
+        self._kept = self._load()
+
+    def _load(self) -> T | None:
+        """All values, or None if they cannot be kept."""
+        raise NotImplementedError
 
 
-class SmallColumns:
+class SmallColumns(KeptValues[pa.RecordBatch]):
     """Values of ids, captions and sizes.
 
     The first batch is read directly, and shows how large the columns are. If they fit into memory, they are then read
@@ -50,45 +60,32 @@ class SmallColumns:
     """
 
     def __init__(self, dataset: Dataset, names: Sequence[str]) -> None:
-        self._dataset = dataset
+        super().__init__(dataset)
         self.names = list(names)
         self._limit_bytes = TEXTS_LIMIT_BYTES
-        self._kept: BackgroundLoad[pa.RecordBatch] = BackgroundLoad(self._load)
-
-    @property
-    def in_memory(self) -> bool:
-        return self._kept.value is not None
 
     def take(self, rows: np.ndarray) -> pa.RecordBatch:
         """The rows' values, in the order of `rows`."""
-        if self._kept.value is not None:
-            return self._kept.value.take(pa.array(rows))
+        if self._kept is not None:
+            return self._kept.take(pa.array(rows))
         values = _one_batch(self._dataset.take(rows, self.names))
         if len(rows) and values.nbytes / len(rows) * len(self._dataset) <= self._limit_bytes:
-            self._kept.start()
+            self.keep_all()
         return values
-
-    def close(self) -> None:
-        self._kept.join()
 
     def _load(self) -> pa.RecordBatch | None:
         table = self._dataset.read(self.names)
         return _one_batch(table) if table.nbytes <= self._limit_bytes else None
 
 
-class ImageColumn:
+class ImageColumn(KeptValues[list[memoryview]]):
     """Encoded images of the chosen rows (ascending): kept in memory if all of them fit, otherwise read each time."""
 
     def __init__(self, dataset: Dataset, rows: np.ndarray) -> None:
-        self._dataset = dataset
+        super().__init__(dataset)
         self._rows = rows
         self._limit_bytes = 0
         self._expected_bytes = 0.0
-        self._kept: BackgroundLoad[list[memoryview]] = BackgroundLoad(self._load)
-
-    @property
-    def in_memory(self) -> bool:
-        return self._kept.value is not None
 
     @property
     def bytes_per_epoch(self) -> float:
@@ -101,18 +98,18 @@ class ImageColumn:
 
     def take(self, rows: np.ndarray) -> list[memoryview]:
         """The rows' images, in the order of `rows`."""
-        if (kept := self._kept.value) is not None:
-            return [kept[place] for place in np.searchsorted(self._rows, rows).tolist()]
+        if self._kept is not None:
+            return [self._kept[place] for place in np.searchsorted(self._rows, rows).tolist()]
         images = self._dataset.take_images(rows)
         if len(rows):
             self._expected_bytes = _num_bytes(images) / len(rows) * len(self._rows)
             if self._expected_bytes <= self._limit_bytes:
-                self._kept.start()
+                self.keep_all()
         return images
 
     def close(self) -> None:
         self._limit_bytes = 0  # this stops a load in progress
-        self._kept.join()
+        super().close()
 
     def _load(self) -> list[memoryview] | None:
         kept: list[memoryview] = []
@@ -130,25 +127,21 @@ def _num_bytes(images: Sequence[memoryview]) -> int:
     return sum(image.nbytes + VIEW_BYTES for image in images)
 
 
-class VectorColumn:
+class VectorColumn(KeptValues[np.ndarray]):
     """Vectors of a column of fixed-size lists."""
 
     def __init__(self, dataset: Dataset, name: str) -> None:
-        self._dataset = dataset
+        super().__init__(dataset)
         self._name = name
-        self._kept: BackgroundLoad[np.ndarray] = BackgroundLoad(self._load)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(B, F), writable."""
-        if self._kept.value is not None:
-            return self._kept.value.take(rows, axis=0)
+        if self._kept is not None:
+            return self._kept.take(rows, axis=0)
         vectors = np.array(self._dataset.take_vectors(rows, self._name))
         if len(rows) and vectors.nbytes / len(rows) * len(self._dataset) <= VECTORS_LIMIT_BYTES:
-            self._kept.start()
+            self.keep_all()
         return vectors
-
-    def close(self) -> None:
-        self._kept.join()
 
     def _load(self) -> np.ndarray | None:
         column = self._dataset.read([self._name]).column(0)

@@ -15,14 +15,16 @@ import numpy as np
 import pyarrow as pa
 
 from clipkit.config import DataConfig
-from clipkit.data.captions import choose_captions
 from clipkit.data.column_cache import ImageColumn, SmallColumns, VectorColumn
 from clipkit.data.order.base import Draw
+from clipkit.data.random import key, uniforms
 from clipkit.data.training_rows import TrainingRows
 from clipkit.errors import DataError
 from clipkit.store import Dataset
 from clipkit.store.dataset import as_captions
 from clipkit.store.schema import ORIENTATION
+
+CAPTION_PURPOSE = 1
 
 T = TypeVar("T")
 
@@ -68,10 +70,14 @@ class DatasetSamples:
     def choose_captions(self, values: pa.RecordBatch, drawn: Draw) -> list[str]:
         """The caption that each sample uses in its epoch, from the samples' small `values`; "" if there is none."""
         captions = as_captions(values.column(self.dataset.columns.captions))
-        if self._first_sample is None:
-            rows = self.rows_of(drawn.samples)
-            return choose_captions(captions, self._choice, seed=self._seed, rows=rows, epochs=drawn.epochs)
-        numbers = (drawn.samples - self._first_sample[self._positions(drawn.samples)]).tolist()
+        if self._choice == "longest":
+            return [max(texts, key=len, default="") for texts in captions]
+        numbers = [0] * len(captions)
+        if self._choice == "random":
+            draws = uniforms(key(self._seed, CAPTION_PURPOSE), self.rows_of(drawn.samples), drawn.epochs, count=1)[:, 0]
+            numbers = [int(draw * len(texts)) for texts, draw in zip(captions, draws.tolist(), strict=True)]
+        elif self._first_sample is not None:
+            numbers = (drawn.samples - self._first_sample[self._positions(drawn.samples)]).tolist()
         return [texts[number] if texts else "" for texts, number in zip(captions, numbers, strict=True)]
 
     def take_vectors(self, rows: np.ndarray, column: str) -> np.ndarray:

@@ -102,18 +102,14 @@ class FastTokenizer:
         """The share of texts that are longer than `max_tokens`."""
         if not texts:
             return 0.0
-        encodings = self._without_truncation().backend_tokenizer.encode_batch_fast(list(texts))
-        return sum(len(encoding) > self._max_tokens for encoding in encodings) / len(texts)
+        encodings = self._backend.encode_batch_fast(list(texts))
+        return sum(bool(encoding.overflowing) for encoding in encodings) / len(texts)
 
     def save(self, folder: Path) -> None:
         """Write the files that `load_tokenizer` and transformers read."""
-        self._without_truncation().save_pretrained(str(folder))
-
-    def _without_truncation(self) -> Any:
-        """A copy, because the loader's threads use this one while a checkpoint is written."""
-        library = copy.deepcopy(self._library)
+        library = copy.deepcopy(self._library)  # the loader's threads encode with this one meanwhile
         library.backend_tokenizer.no_truncation()
-        return library
+        library.save_pretrained(str(folder))
 
 
 def load_tokenizer(source: str | Path, *, max_tokens: int, padding: Padding) -> FastTokenizer:

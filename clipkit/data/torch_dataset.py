@@ -73,7 +73,7 @@ class ImageTextDataset(TorchDataset[Sample]):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sample {index} of a dataset of {len(self)}")
         samples = np.array(indices, dtype=np.int64) % len(self)
-        batch = self._maker.make_samples(Draw(samples, np.full(len(samples), int(self._epoch), dtype=np.int64)))
+        batch = self._maker.make(Draw(samples, np.full(len(samples), int(self._epoch), dtype=np.int64)))
         tensors = {"image" if name == "pixels" else name: values for name, values in batch.tensors.items()}
         return [
             {

@@ -72,8 +72,8 @@ def draw_answers(answers: Sequence[Answer]) -> Image.Image:
     canvas = ImageDraw.Draw(sheet)
     for row, answer in enumerate(answers):
         top = GAP_PX + row * row_px
-        text = "\n".join(_wrap(answer.caption, canvas, font))
-        canvas.multiline_text((GAP_PX, top), text, fill=INK, font=font)
+        lines = wrap_text(answer.caption, font, width_px=CAPTION_PX, num_lines=THUMBNAIL_PX // (FONT_PX + 5))
+        canvas.multiline_text((GAP_PX, top), "\n".join(lines), fill=INK, font=font)
         for column, found in enumerate(answer.found):
             left = CAPTION_PX + 2 * GAP_PX + column * row_px
             sheet.paste(_thumbnail(found.data), (left, top))
@@ -98,14 +98,16 @@ def _thumbnail(data: bytes | memoryview) -> Image.Image:
         return Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX), WRONG)
 
 
-def _wrap(text: str, canvas: ImageDraw.ImageDraw, font: Font) -> list[str]:
-    """The text in lines that fit next to the images; the last line is cut off if there is no room for all."""
+def wrap_text(text: str, font: Font, *, width_px: int, num_lines: int) -> list[str]:
+    """The text in at most `num_lines` lines, with an ellipsis for what is left out."""
     lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if canvas.textlength(longer, font=font) <= CAPTION_PX or not lines[-1]:
-            lines[-1] = longer
+    for char in text.replace("\n", " "):
+        if font.getlength(lines[-1] + char + "…") <= width_px:
+            lines[-1] += char
+        elif len(lines) == num_lines:
+            lines[-1] += "…"
+            break
         else:
-            lines.append(word)
-    room = THUMBNAIL_PX // (FONT_PX + 5)
-    return lines if len(lines) <= room else [*lines[: room - 1], f"{lines[room - 1]} …"]
+            head, space, tail = lines[-1].rpartition(" ")
+            lines[-1:] = [head, tail + char] if space else [lines[-1], char]
+    return lines

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from clipkit.errors import DataError
-from clipkit.evaluators.picture import Font, load_font
+from clipkit.evaluators.picture import load_font, wrap_text
 from clipkit.images.decode import decode_upright
 from clipkit.images.header import BadImage
 from clipkit.store import Dataset
@@ -125,22 +125,8 @@ def _picture(entries: Sequence[Entry], title: str) -> Image.Image:
             height, width = entry.thumbnail.shape[:2]
             place = left + (THUMBNAIL_PX - width) // 2, top + (THUMBNAIL_PX - height) // 2
             sheet.paste(Image.fromarray(entry.thumbnail), place)
-        lines = _wrap(" / ".join(entry.captions), canvas, font, NUM_LINES - 1)
-        canvas.text((left, top + THUMBNAIL_PX), _wrap(_label(entry), canvas, font, 1)[0], fill=FAINT, font=font)
+        label = wrap_text(_label(entry), font, width_px=THUMBNAIL_PX, num_lines=1)[0]
+        lines = wrap_text(" / ".join(entry.captions), font, width_px=THUMBNAIL_PX, num_lines=NUM_LINES - 1)
+        canvas.text((left, top + THUMBNAIL_PX), label, fill=FAINT, font=font)
         canvas.multiline_text((left, top + THUMBNAIL_PX + FONT_PX + 4), "\n".join(lines), fill=INK, font=font)
     return sheet
-
-
-def _wrap(text: str, canvas: ImageDraw.ImageDraw, font: Font, num_lines: int) -> list[str]:
-    """The text in at most so many lines of a thumbnail's width; an ellipsis stands for what is left out."""
-    lines = [""]
-    for char in text.replace("\n", " "):
-        if canvas.textlength(lines[-1] + char + "…", font=font) <= THUMBNAIL_PX:
-            lines[-1] += char
-        elif len(lines) == num_lines:
-            lines[-1] += "…"
-            break
-        else:
-            head, space, tail = lines[-1].rpartition(" ")
-            lines[-1:] = [head, tail + char] if space else [lines[-1], char]
-    return lines

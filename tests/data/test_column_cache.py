@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clipkit.data.column_cache import ImageColumn, SmallColumns
+from clipkit.data.column_cache import ImageColumn, KeptValues, SmallColumns
 from clipkit.store import Dataset
 
 
@@ -28,7 +28,7 @@ def test_images_are_kept_in_memory_where_they_fit(plain_dataset: str) -> None:
     for limit_bytes in (1000, 1_000_000):
         column.keep(limit_bytes=limit_bytes)
         column.take(asked)
-        column._kept.join()
+        KeptValues.close(column)  # waits; `column.close` would stop the loading
         assert column.in_memory == (limit_bytes == 1_000_000)
-        assert bool(column.bytes_an_epoch) == (limit_bytes == 1000)
+        assert bool(column.bytes_per_epoch) == (limit_bytes == 1000)
         assert [bytes(image) for image in column.take(asked)] == read

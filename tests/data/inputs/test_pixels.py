@@ -14,7 +14,6 @@ from small_datasets import AUGMENTED, batches_of, encode, jpeg, loader_of
 
 from clipkit.config import DataConfig
 from clipkit.data.inputs import Pixels
-from clipkit.data.inputs.pixels import EncodedImages
 from clipkit.data.loader import build_loader
 from clipkit.errors import ConfigError
 from clipkit.images.decode import decode_with_opencv
@@ -33,8 +32,8 @@ def photographs(photographs_dir: Path) -> list[bytes]:
 def rendered(data: bytes, spec: ImageSpec, **config: Any) -> np.ndarray:
     """As in evaluation."""
     out = np.empty((spec.size_px, spec.size_px, 3), np.uint8)
-    images = EncodedImages(DataConfig.model_validate({"dataset": "unused", **config}), spec, decode_with_opencv)
-    images.render(memoryview(data), None, None, out)
+    data_config = DataConfig.model_validate({"dataset": "unused", **config})
+    Pixels(data_config, spec, seed=None, jpeg=decode_with_opencv).render(memoryview(data), None, None, out)
     return out.astype(float)
 
 
