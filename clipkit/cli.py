@@ -103,7 +103,8 @@ def _report(error: Exception) -> int:
 
 def _place_in_plugin(error: Exception) -> str | None:
     """The innermost place in the code of a plugin that an error passed, as `file:line`."""
-    plugins = sys.modules.get("clipkit.config.plugins")
-    frames = traceback.extract_tb(error.__traceback__) if plugins is not None else ()
-    places = [f"`{frame.filename}:{frame.lineno}`" for frame in frames if plugins.is_plugin_file(frame.filename)]
+    from clipkit.config.plugins import is_plugin_file
+
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"`{frame.filename}:{frame.lineno}`" for frame in frames if is_plugin_file(frame.filename)]
     return places[-1] if places else None

@@ -1,4 +1,4 @@
-"""Retrieval both ways, exact: each caption among all images, each image among all captions.
+"""Exact retrieval in both directions: each caption among all images, and each image among all captions.
 
 Shapes: N images, M captions, D the embedding.
 """
@@ -37,18 +37,18 @@ class Retrieval(BaseEvaluator):
     def __init__(self, context: EvaluatorContext) -> None:
         if not isinstance(context.task, ContrastiveTask):
             raise ConfigError(
-                "retrieval is measured for models that embed images and texts, and this is none",
+                "retrieval needs a model that embeds images and texts",
                 "choose another `kind` in `evaluate`",
             )
         self._context = context
         self._gallery = Gallery(context)
         if not self._gallery.num_captions:
             raise DataError(
-                f"the chosen rows of `{context.dataset.uri}` have no captions", "choose others, by split or by filter"
+                f"the chosen rows of `{context.dataset.uri}` have no captions", "choose others by split or filter"
             )
 
     def run(self, model: nn.Module, ranks: Ranks, progress: Progress = no_progress) -> dict[str, Any]:
-        """Recalls and ranks both ways, and how spread out the embeddings are."""
+        """Recalls and ranks in both directions, and how spread out the embeddings are."""
         image_ND, text_MD, owner_M = self._embed(model, ranks, progress)
         spread = {
             "image_cosine": mean_cosine(image_ND).item(),
@@ -59,7 +59,7 @@ class Retrieval(BaseEvaluator):
         return {**retrieval(image_ND, text_MD, owner_M), "embeddings": spread}
 
     def report(self, model: nn.Module, *, picture: Path | None, progress: Progress = no_progress) -> dict[str, Any]:
-        """Recalls and ranks, also among twins, with the protocol; what is found for some captions as a picture."""
+        """Recalls and ranks, also among twins, and the protocol; `picture` shows what is found for some captions."""
         image_ND, text_MD, owner_M = self._embed(model, Ranks(), progress)
         dataset, rows = self._context.dataset, self._context.rows
         if picture is not None:

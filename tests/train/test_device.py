@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipkit.config import Group, TrainConfig
 from clipkit.data.device import prefetch_to_device
-from clipkit.models.text_encoder import mask_always
+from clipkit.models.text_encoder import always_mask
 from clipkit.runs.metrics import read_metrics
 from clipkit.train.optimizer import NamedGroup, group_norms
 from clipkit.train.session import open_session
@@ -51,7 +51,7 @@ class Waits(TorchDispatchMode):
 def test_a_step_reads_no_number(mode: str, config_file: Path) -> None:
     sets = ["train.precision=fp32", *MODES[mode]]
     parts = training.build_parts(open_session(config_file, sets), torch.device("cpu"))
-    mask_always(parts.task.model.text_encoder)
+    always_mask(parts.task.model.text_encoder)
     with closing(parts.loader), closing(parts.loader.iterate(0, 1)) as batches, Waits() as waits:
         parts.engine.train_step(next(batches), step=0)
     assert waits.found == []
