@@ -211,6 +211,10 @@ class Evaluator(Protocol):
         """The most important metrics, by path."""
 
     @property
+    def metrics(self) -> Sequence[str]:
+        """The paths of all its numbers, so that a wrong `train.best` is found at the start; empty if unknown."""
+
+    @property
     def lower_is_better(self) -> frozenset[str]:
         """Names (the last parts of paths) of metrics for which lower is better."""
 

@@ -49,6 +49,7 @@ class BaseEvaluator:
     """Defaults for a `types.Evaluator`; a subclass adds `main`, `lower_is_better` and `run`."""
 
     main: str
+    metrics: Sequence[str] = ()
     lower_is_better: frozenset[str] = frozenset()
 
     @property

@@ -5,6 +5,7 @@ Shapes: N images, M captions, D the embedding.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from clipkit.models import DualEncoder
 from clipkit.tasks.contrastive import ContrastiveTask
 from clipkit.types import Progress, Ranks, Table, no_progress
 
+log = logging.getLogger(__name__)
 RANK_SAMPLE = 2048  # embeddings that the effective rank is computed from
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 RECALLS = ("recall@1", "recall@5", "recall@10")
@@ -33,6 +35,10 @@ class Retrieval(BaseEvaluator):
     main = "text_to_image/recall@10"
     lower_is_better = frozenset({"median_rank", "mean_rank"})
     shown = tuple(f"{direction}/{recall}" for direction in DIRECTIONS for recall in RECALLS)
+    metrics = (
+        *(f"{direction}/{name}" for direction in DIRECTIONS for name in (*RECALLS, "median_rank", "mean_rank")),
+        *(f"embeddings/{side}_{name}" for side in ("image", "text") for name in ("cosine", "rank")),
+    )
 
     def __init__(self, context: EvaluatorContext) -> None:
         if not isinstance(context.task, ContrastiveTask):
@@ -64,7 +70,10 @@ class Retrieval(BaseEvaluator):
         dataset, rows = self._context.dataset, self._context.rows
         if picture is not None:
             answers = find_answers(dataset, rows, image_ND=image_ND, text_MD=text_MD, owner_M=owner_M)
-            save_picture(picture, answers)
+            try:
+                save_picture(picture, answers, title=f"{len(answers)} of {len(owner_M):,} captions")
+            except DataError as error:  # after minutes of work the numbers count
+                log.warning("%s", error.message)
         num_images, num_captions = self._gallery.num_images, self._gallery.num_captions
         return {
             "num_images": num_images,

@@ -12,6 +12,7 @@ from statistics import mean, median
 import torch
 
 from clipkit.config import Guards, TrainConfig
+from clipkit.data.device import cuda_is_initialized
 from clipkit.errors import TrainingError
 from clipkit.train.meter import wait_share
 from clipkit.train.step_values import StepValues

@@ -28,7 +28,7 @@ from clipkit.config import TransformersText
 from clipkit.data.inputs.tokens import Tokens
 from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
 from clipkit.errors import ModelError
-from clipkit.models.text_encoder import build_text_encoder, describe, always_mask, use_eager_attention
+from clipkit.models.text_encoder import always_mask, build_text_encoder, describe, use_eager_attention
 
 CAPTIONS = ["a red circle is left of a blue star", "two dogs run over the wet grass", "một con chó đứng"]
 
