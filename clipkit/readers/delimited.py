@@ -113,10 +113,8 @@ def sniff(file: Path, options: ReadOptions) -> Layout:
     )
 
 
-def rows_of(
-    lines: Iterable[str], layout: Layout, note: Callable[[str], None]
-) -> Iterator[tuple[int, list[str] | None, str]]:
-    """Each row's first line, counted from 1, its fields, and what is wrong with it where these are None.
+def rows_of(lines: Iterable[str], layout: Layout, note: Callable[[str], None]) -> Iterator[tuple[int, Any, str]]:
+    """Each row's first line, counted from 1, its fields, and what is wrong with it where the fields are None.
 
     A quote that opens a field and is closed, on this line or a later one, quotes it; others are read as they are.
     """

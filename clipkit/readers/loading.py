@@ -32,7 +32,7 @@ POLL_S = 0.2  # how often a long wait checks whether to stop
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An item that was read; `image` is None for a rejected one and for a record that was not wanted."""
+    """An item after reading; a record without an image was not wanted."""
 
     item: Item
     image: PreparedImage | None = None
@@ -40,7 +40,7 @@ class Loaded:
 
 
 class SourceGuard:
-    """Tells a missing image from a source that vanished, such as a disk that was unmounted."""
+    """Tells a missing image from a source that vanished, such as an unmounted disk."""
 
     def __init__(self, source: str) -> None:
         self._source = Path(source)
@@ -51,12 +51,12 @@ class SourceGuard:
         self._folders.add(image.parent)
 
     def check(self, image: Path) -> None:
-        """Raise DataError if the source, or a folder that held images before, no longer exists."""
+        """Raise DataError where the source, or a folder that images were read from, is gone."""
         gone = next((folder for folder in (self._source, image.parent) if not folder.exists()), None)
         if gone is not None and (gone in self._folders or (gone == self._source and self._was_there)):
             raise DataError(
-                f"`{gone}` vanished while it was being read",
-                "once it is back, run the same command with --resume: what is finished is kept",
+                f"`{gone}` vanished while it was read",
+                "restore it, then run the same command with --resume: finished shards are kept",
             )
 
 
@@ -71,7 +71,7 @@ def load_images(
     digests: bool = False,
 ) -> Iterator[Loaded]:
     """Each item once, in order; ends early once `stopped` says so."""
-    cv2.setNumThreads(1)  # images are decoded in parallel already
+    cv2.setNumThreads(1)  # images are prepared in parallel already
     loader = _Loader(options, guard, digests)
     items = fetch_urls(items, fetch, wanted=wanted, stopped=stopped)
     window = _Window()
@@ -101,7 +101,7 @@ def load_images(
 
 
 class _Window:
-    """How many images to read ahead: about as many as fit into a fixed number of bytes."""
+    """How many images are read ahead: about as many as fit into `IN_FLIGHT_BYTES`."""
 
     def __init__(self) -> None:
         self._mean_bytes = 500_000.0
@@ -176,7 +176,7 @@ def read_file(path: Path) -> bytes:
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is not a regular file")
+            raise OSError("not a regular file")
         size = status.st_size
         data = os.read(handle, size + 1)
         while len(data) <= size and (more := os.read(handle, size + 1 - len(data))):

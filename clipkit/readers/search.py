@@ -60,7 +60,7 @@ class ImageSearch(Root):
     def locate(self, name: str, split: str | None = None) -> Path | Url:
         place = super().locate(name, split)
         if isinstance(place, Path):
-            self._report.count_image(os.path.dirname(place))
+            self._report.count_image(str(place).rpartition("/")[0])
         return place
 
     def resolve(self, name: str, split: str | None = None) -> Path:
@@ -77,8 +77,9 @@ class ImageSearch(Root):
         """The file of this name; None where there is none, and BadPath where it lies outside."""
         if not name or "\0" in name:
             raise BadPath("no image file is named")
-        full = os.path.join(self.folder, name)
-        if os.path.isfile(full):
+        if self._index is not None and not self._is_flat and (folder := self._index.only_folder(name)) is not None:
+            return Path(f"{self.folder}/{folder}/{name}") if folder not in self._copies else None
+        if os.path.isfile(os.path.join(self.folder, name)):
             return super().resolve(name)
         if is_absolute(name):
             return None
@@ -186,6 +187,7 @@ class _Index:
         self._folders: dict[str, str] = {}  # a file's name, NFC, to its folder
         self._more: dict[str, list[str]] = {}  # to further paths
         self._spelled: dict[str, str] = {}  # to its name on disk, where that is another
+        self._links: set[str] = set()  # names of links to files, which may lead elsewhere
         self._stems: dict[str, list[str]] | None = None
         seen: set[str] = set()
         waiting = [("", 0)]
@@ -197,6 +199,12 @@ class _Index:
             below = self._add_files(folder, place, follow_links=follow_links)
             if depth < MAX_DEPTH:
                 waiting.extend((f"{place}/{name}" if place else name, depth + 1) for name in sorted(below))
+
+    def only_folder(self, name: str) -> str | None:
+        """The folder below this one that alone holds a file of this very name; None where `find` must decide."""
+        if name in self._more or name in self._links or name in self._spelled:
+            return None
+        return self._folders.get(name) or None
 
     def find(self, name: str) -> list[str]:
         """Paths of the files that a name may mean: those of just this name, else of this name with an extension."""
@@ -233,7 +241,10 @@ class _Index:
                         continue
                     if entry.is_dir(follow_symlinks=follow_links):
                         below.append(entry.name)
+                    elif not entry.is_symlink():
+                        self._add(place, entry.name)
                     elif not entry.is_dir():
+                        self._links.add(entry.name)
                         self._add(place, entry.name)
         except PermissionError:  # of a folder that may have nothing to do with the corpus
             log.debug("`%s` cannot be searched for images", os.path.join(folder, place))
