@@ -32,7 +32,7 @@ class ImageSearch(Root):
     A name is looked up beside the table first, then in every folder below: as it is, in another Unicode form, and
     without its extension. Where several folders hold it, the one that is named like images counts, then the one
     that the record's split names; DataError where two remain. `names` are the table's first ones: DataError where
-    none of them is found.
+    none of them is found, unless `--image-dir` was given.
     """
 
     def __init__(
@@ -153,7 +153,8 @@ class ImageSearch(Root):
                         f"the table names folders that are not here: `{'/'.join(parts[cut:])}` is read for `{name}`"
                     )
                     return
-        self._refuse(names)
+        if not self._is_given:  # there, each missing image is rejected by itself
+            self._refuse(names)
 
     def _refuse(self, names: Sequence[str]) -> None:
         images = self._index.num_images if self._index is not None else 0
