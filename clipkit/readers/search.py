@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -10,11 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 from clipkit.errors import DataError
+from clipkit.files import permission_hint
 from clipkit.readers.paths import BadPath, Root, image_name, is_absolute, is_hidden, join_listed, without_suffix
 from clipkit.readers.source import ReadOptions, SourceReport, split_of_folder
 from clipkit.types import Url
-
-log = logging.getLogger(__name__)
 
 NUM_SAMPLES = 200  # names that are looked up before the first row is read
 MAX_DEPTH = 5  # folders below the corpus's that are searched
@@ -32,7 +30,7 @@ class ImageSearch(Root):
     A name is looked up beside the table first, then in every folder below: as it is, in another Unicode form, and
     without its extension. Where several folders hold it, the one that is named like images counts, then the one
     that the record's split names; DataError where two remain. `names` are the table's first ones: DataError where
-    none of them is found.
+    none of them is found, unless `--image-dir` was given.
     """
 
     def __init__(
@@ -153,9 +151,13 @@ class ImageSearch(Root):
                         f"the table names folders that are not here: `{'/'.join(parts[cut:])}` is read for `{name}`"
                     )
                     return
-        self._refuse(names)
+        if not self._is_given:  # there, each missing image is rejected by itself
+            self._refuse(names)
 
     def _refuse(self, names: Sequence[str]) -> None:
+        if self._index is not None and self._index.closed:
+            folder = self._index.closed[0]
+            raise DataError(f"no permission to read `{folder}`", permission_hint(folder))
         images = self._index.num_images if self._index is not None else 0
         what = "absolute paths of another machine" if is_absolute(names[0]) else "not found"
         raise DataError(
@@ -184,6 +186,7 @@ class _Index:
 
     def __init__(self, folder: str, *, follow_links: bool) -> None:
         self.num_images = 0
+        self.closed: list[str] = []  # folders that there is no permission to read
         self._folders: dict[str, str] = {}  # a file's name, NFC, to its folder
         self._more: dict[str, list[str]] = {}  # to further paths
         self._spelled: dict[str, str] = {}  # to its name on disk, where that is another
@@ -247,7 +250,7 @@ class _Index:
                         self._links.add(entry.name)
                         self._add(place, entry.name)
         except PermissionError:  # of a folder that may have nothing to do with the corpus
-            log.debug("`%s` cannot be searched for images", os.path.join(folder, place))
+            self.closed.append(os.path.join(folder, place))
         return below
 
     def _add(self, place: str, name: str) -> None:
