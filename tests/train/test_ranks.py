@@ -8,14 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from clipkit.config import Loss
+from clipkit.config.kinds import kinds_of
 
 WORKER = Path(__file__).parent.parent / "workers" / "rank_runs.py"
-KINDS = [section.model_fields["kind"].default for section in get_args(get_args(Loss)[0])]
+KINDS = [kind.name for kind in kinds_of("contrastive_loss")]
 MODES = {
     "whole": (),
     "cached": ("train.chunk_size=3",),  # does not divide a rank's share
