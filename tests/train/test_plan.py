@@ -40,8 +40,8 @@ def test_groups_are_frozen_until_their_step_or_for_good() -> None:
 
 def test_pretrained_freezes_an_encoder_that_starts_from_weights() -> None:
     optim = OptimConfig(freeze={"text_encoder": "pretrained", "image_encoder": "1ep"})
-    assert plan_of(optim=optim.settled(())).frozen(10**9) == {"text_encoder"}
-    assert plan_of(optim=optim.settled({"text_encoder"})).frozen(0) == {"image_encoder"}
+    assert plan_of(optim=optim.settled((), like={})).frozen(10**9) == {"text_encoder"}
+    assert plan_of(optim=optim.settled({"text_encoder"}, like={})).frozen(0) == {"image_encoder"}
 
 
 def factors(schedule: Schedule, plan: TrainingPlan, steps: range) -> list[float]:
