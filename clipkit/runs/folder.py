@@ -65,14 +65,15 @@ class Run:
         if not run.folder.exists():
             raise CheckpointError(
                 f"there is no run at `{folder}`",
-                "a run that ended before its first step leaves nothing: start it again; `clipkit train --config FILE --resume "
-                "auto` resumes a run or starts it",
+                "a run that ended before its first step leaves nothing: start it again; `clipkit train --config FILE "
+                "--resume auto` resumes a run or starts it",
             )
         if (run.folder / META).exists():
             raise CheckpointError(f"`{folder}` is a checkpoint", f"its run is `{run.folder.absolute().parents[1]}`")
         if not (run.folder / CONFIG).is_file():
             raise CheckpointError(
-                f"`{folder}` is not a run folder: it has no `{CONFIG}`", "`clipkit train` makes run folders, under `runs/`"
+                f"`{folder}` is not a run folder: it has no `{CONFIG}`",
+                "`clipkit train` makes run folders, under `runs/`",
             )
         return run
 
@@ -156,7 +157,6 @@ class Run:
             shutil.rmtree(path, ignore_errors=True)
 
 
-
 def check_free(folder: str | Path) -> None:
     """Refuse an existing folder, unless it is empty."""
     folder = Path(folder)
@@ -184,7 +184,9 @@ def find_checkpoint(path: str | Path, which: str = "best") -> Path:
             raise CheckpointError(f"the checkpoint `{path}` is damaged: {damage}", "name another one of its run")
         return path
     if not path.is_dir():
-        raise CheckpointError(f"there is no run or checkpoint at `{path}`", "`clipkit train` makes run folders, under `runs/`")
+        raise CheckpointError(
+            f"there is no run or checkpoint at `{path}`", "`clipkit train` makes run folders, under `runs/`"
+        )
     run = Run.open(path)
     if which not in ("best", "last"):
         return _find_step(run, which)
@@ -213,5 +215,3 @@ def _find_step(run: Run, which: str) -> Path:
     if damage := find_damage(chosen):
         raise CheckpointError(f"the checkpoint `{chosen}` is damaged: {damage}", "take `last` or `best`")
     return chosen
-
-
