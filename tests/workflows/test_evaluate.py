@@ -127,6 +127,14 @@ def test_rows_that_were_trained_on_give_a_warning(evaluate: Evaluate, caplog: py
     assert f"the run was trained on {report['trained_on']} of these" in caplog.text
 
 
+def test_evaluators_that_differ_only_in_their_rows_are_measured_once(
+    run: Path, shapes_dataset: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    both = "evaluate: {test: {kind: retrieval, where: split = 'test'}, all: {kind: retrieval}}"
+    report, _ = measure(copy_with(run, tmp_path / "run", "evaluate: {}", both), shapes_dataset)
+    assert report["text_to_image"] == evaluate(split="test")["text_to_image"]
+
+
 def test_another_dataset_with_one_split_or_none(
     shapes_dataset: Path, evaluate: Evaluate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
