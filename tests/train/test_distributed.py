@@ -112,10 +112,6 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, write_config: Callable[[Pa
     return folder / "run"
 
 
-def test_sharded_parameters_train_alike(sharded: Path, one_process: Path, assert_alike: Alike) -> None:
-    assert_alike(sharded, one_process)
-
-
 def test_a_sharded_group_is_unfrozen_at_its_step(
     tmp_path: Path, config_file: Path, train: Callable[..., Any], assert_alike: Alike
 ) -> None:

@@ -237,14 +237,6 @@ def test_a_rollback_continues_from_good_weights_at_a_lower_rate(
     assert lines_with(tmp_path / "run", "loss")[-1]["loss"] is not None
 
 
-def test_early_stopping_ends_the_run(config_file: Path, train: Train) -> None:
-    summary = train(
-        config_file, "train.validate_every=1st", "train.early_stopping={patience: 2, min_delta: 1}", "train.ema=null"
-    )
-    assert summary["reason"].startswith("stopped early")
-    assert (summary["step"], summary["exit_code"]) == (3, 0)
-
-
 def test_an_unknown_metric_is_an_error_that_lists_the_known_ones(config_file: Path, train: Train) -> None:
     with pytest.raises(TrainingError, match=r"`train\.best: recall`") as caught:
         train(config_file, "train.validate_every=1st", "train.best=recall", "train.duration=1st")
