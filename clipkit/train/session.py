@@ -105,7 +105,7 @@ def _configs_of(run: Run, config_file: Path | None, sets: Sequence[str]) -> tupl
     own, recorded = run.folder / CONFIG, run.facts().get("plugins", [])
     if config_file is None:
         before = load_run_config(own, recorded=recorded, run_folder=run.folder)
-        return before, load_run_config(own, sets, recorded=recorded, run_folder=run.folder)
+        return before, load_run_config(own, sets, recorded=recorded, run_folder=run.folder) if sets else before
     config = load_config(config_file, sets)
     plugins = loaded_plugins(config.plugins)
     if [asdict(plugin) for plugin in plugins] != recorded:
