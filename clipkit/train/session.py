@@ -17,6 +17,7 @@ from clipkit.config.differences import find_differences
 from clipkit.config.document import read_document
 from clipkit.config.file import dump_config, load_config, load_run_config
 from clipkit.config.plugins import loaded_plugins
+from clipkit.config.problems import GONE
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.runs.checkpoint import read_meta
 from clipkit.runs.folder import CONFIG, Run, check_free
@@ -118,7 +119,10 @@ def _config_for(run: Run, config_file: Path | None, sets: Sequence[str]) -> Conf
 
 def _values_of(run: Run) -> dict[str, Any]:
     """The values of the run's config, with the defaults of keys that are new, unless its plugins are not loaded."""
-    values = read_document(run.config_text, source=str(run.folder / CONFIG)).values
+    document = read_document(run.config_text, source=str(run.folder / CONFIG))
+    for key in GONE:
+        document.remove(tuple(key.split(".")))
+    values = document.values
     with suppress(ValidationError):
         values = _with_absolute_paths(parse_values(values)).model_dump(mode="json")
     return values
