@@ -37,7 +37,7 @@ class Retrieval(BaseEvaluator):
     def __init__(self, context: EvaluatorContext) -> None:
         if not isinstance(context.task, ContrastiveTask):
             raise ConfigError(
-                "retrieval is measured for models that embed images and texts, and this is none",
+                "retrieval is measured for models that embed images and texts, and this task's model does not",
                 "choose another `kind` in `evaluate`",
             )
         self._context = context
