@@ -97,5 +97,5 @@ def test_what_cannot_be_measured_is_refused(shapes_dataset: Path, task: Contrast
     with pytest.raises(DataError, match="have no captions"):
         build_evaluator(Section(), EvaluatorContext(task, dataset, np.arange(2), data, batch_size=2))
     other: Any = BaseTask(torch.nn.Linear(1, 1), {})
-    with pytest.raises(ConfigError, match="embed images and texts"):
+    with pytest.raises(ConfigError, match="embeds images and texts"):
         build_evaluator(Section(), EvaluatorContext(other, dataset, np.arange(2), data, batch_size=2))
