@@ -24,41 +24,41 @@ from clipkit.train.optimizer import build_optimizer
 from clipkit.train.process import process_group, set_kernels
 from clipkit.train.session import open_session
 from clipkit.types import Batch
-from clipkit.workflows import train as training
 from clipkit.workflows.bench import time_steps
+from clipkit.workflows.train import Training, build_training
 
 ROUNDS = 7
 WARM_STEPS = 3  # kernels are chosen, memory is allocated, and what is compiled is compiled
 
 
-def unfused(parts: training.Parts) -> None:
-    optim = parts.config.optim.settled(parts.config.model.from_scratch)
-    optimizer = build_optimizer(parts.engine.groups, optim, fused=False)
+def unfused(built: Training) -> None:
+    optim = built.config.optim.settled(built.task.from_scratch, like=built.config.task.groups)
+    optimizer = build_optimizer(built.engine.groups, optim, fused=False)
     optimizer.register_step_pre_hook(lambda *_: setattr(optimizer, "found_inf", None))  # only a fused one looks at it
-    parts.engine.optimizer = optimizer
+    built.engine.optimizer = optimizer
 
 
-def contiguous_images(parts: training.Parts) -> None:
+def contiguous_images(built: Training) -> None:
     """Images and weights with a channel's pixels side by side, as they are without `channels_last`."""
-    encoder: Any = parts.task.model.image_encoder
+    encoder: Any = built.task.model.get_submodule("image_encoder")
     encoder.to(memory_format=torch.contiguous_format)
     encoder.register_forward_pre_hook(lambda _, inputs: tuple(images.contiguous() for images in inputs))
 
 
-def other_attention(parts: training.Parts) -> None:
+def other_attention(built: Training) -> None:
     """torch's fused attention where it was written out (bfloat16 on a CPU), and the other way around."""
-    encoder: Any = parts.task.model.text_encoder
+    encoder: Any = built.task.model.get_submodule("text_encoder")
     model = encoder.model
     model.set_attn_implementation("sdpa" if model.config._attn_implementation == "eager" else "eager")
 
 
-def nothing(parts: training.Parts) -> None: ...
+def nothing(built: Training) -> None: ...
 
 
 @dataclass(frozen=True)
 class Change:
     sets: list[str] = field(default_factory=list)
-    apply: Callable[[training.Parts], None] = nothing
+    apply: Callable[[Training], None] = nothing
 
 
 CHANGES = {
@@ -74,20 +74,20 @@ CHANGES = {
 
 class Contestant:
     def __init__(self, config: Path, sets: list[str], device: torch.device, change: Change) -> None:
-        self.parts = training.build_parts(open_session(config, [*sets, *change.sets]), device)
-        change.apply(self.parts)
-        with closing(self.parts.loader.iterate()) as batches:
+        self.training = build_training(open_session(config, [*sets, *change.sets]), device)
+        change.apply(self.training)
+        with closing(self.training.loader.iterate()) as batches:
             self.batch = to_device(next(batches), device)
-        self.parts.loader.close()
+        self.training.loader.close()
         self.device = device
         self.run(WARM_STEPS)
 
     def run(self, num_steps: int) -> float:
         """Samples a second."""
-        set_kernels(deterministic=self.parts.config.train.deterministic)
+        set_kernels(deterministic=self.training.config.train.deterministic)
 
         def train_step(batch: Batch, step: int) -> object:
-            return self.parts.engine.train_step(batch, step=step)
+            return self.training.engine.train_step(batch, step=step)
 
         return len(self.batch) / time_steps(lambda: self.batch, train_step, self.device, num_steps)
 
@@ -106,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     with process_group(open_session(options.config, options.sets).config.train) as device:
         base = Contestant(options.config, options.sets, device, Change())
-        print(f"{base.parts.describe()}\n\n| | with it | as it is | ratio |\n|---|---|---|---|")
+        print(f"{base.training.describe()}\n\n| | with it | as it is | ratio |\n|---|---|---|---|")
         for name in options.only or CHANGES:
             other = Contestant(options.config, options.sets, device, CHANGES[name])
             as_it_is, changed = compare(base, other, options.steps)

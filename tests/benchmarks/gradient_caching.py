@@ -13,15 +13,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from clipkit.config import Config, TrainConfig
+from clipkit.config import TrainConfig, parse_values
 from clipkit.data.tokenizer import train_tokenizer
-from clipkit.tasks import build_task
+from clipkit.tasks import TaskContext, build_task
 from clipkit.train.gradient import GradientMaker, split_batch
 from clipkit.train.parallel import Strategy
 from clipkit.train.precision import choose_precision
@@ -34,35 +35,38 @@ CAPTION = "a small red disc left of a large blue star and a green cone"
 def measure(batch_size: int, chunk_size: int | None, loss: str) -> dict[str, float]:
     torch.set_num_threads(1)
     tokenizer = train_tokenizer([CAPTION], vocab_size=200, lowercase=True, max_tokens=24, padding="max")
-    config = Config.model_validate(
-        {
-            "data": {"dataset": "unused.lance", "image_size": SIZE_PX},
-            "model": {
-                "image": {"kind": "timm", "name": "test_vit"},
-                "text": {"kind": "transformers", "architecture": {"hidden_size": 64, "layers": 2, "heads": 2}},
-                "embedding_dim": 64,
-            },
-            "loss": {"kind": loss},
-        }
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        architecture = {"hidden_size": 64, "layers": 2, "heads": 2}
+        config = parse_values(
+            {
+                "data": {"dataset": "unused.lance", "image_size": SIZE_PX, "max_tokens": 24},
+                "model": {
+                    "image": {"kind": "timm", "name": "test_vit"},
+                    "text": {"kind": "transformers", "architecture": architecture, "tokenizer": folder},
+                    "embedding_dim": 64,
+                },
+                "loss": {"kind": loss},
+            }
+        )
+        task = build_task(TaskContext(config))
     maker = GradientMaker(
-        build_task(config, tokenizer),
+        task,
         precision=choose_precision(TrainConfig(precision="fp32"), torch.device("cpu")),
         strategy=Strategy(),
+        batch_size=batch_size,
         seed=0,
         chunk_size=chunk_size,
         accumulate=1,
     )
+    pixels = np.random.default_rng(0).integers(0, 256, (batch_size, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
     batch = Batch(
         step=0,
         epoch=0,
         rows=np.arange(batch_size),
         image_ids=[""] * batch_size,
         captions=[CAPTION] * batch_size,
-        images=torch.from_numpy(
-            np.random.default_rng(0).integers(0, 256, (batch_size, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
-        ),
-        tokens=tokenizer([CAPTION] * batch_size),
+        tensors={"pixels": torch.from_numpy(pixels), **tokenizer([CAPTION] * batch_size)},
     )
     maker(split_batch(batch, 32)[0])  # gradients and kernels are there
     before = resident_mb("VmRSS")

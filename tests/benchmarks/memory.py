@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clipkit.config import DataConfig
+from clipkit.config import DataConfig, RandomResizedCrop
+from clipkit.data.inputs import Pixels, Tokens
 from clipkit.data.loader import build_loader
 from clipkit.data.tokenizer import train_tokenizer
 from clipkit.types import ImageSpec
@@ -37,11 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = options.dataset or write_dataset(Path(folder) / "tiny.lance", options.rows)
-        config = DataConfig(
-            dataset=path,
-            image_size=options.image_size,
-            augment={"kind": "random_resized_crop"},
-        )
+        config = DataConfig(dataset=path, image_size=options.image_size, augment=RandomResizedCrop())
         iterate(config, options.rows, options.batch_size)
 
 
@@ -73,8 +70,8 @@ def iterate(config: DataConfig, num_rows: int, batch_size: int) -> None:
     print(f"before the loader: {resident_mb('VmRSS'):,.0f} MB")
     words = ["a picture, number 0123456789 again"]
     tokenizer = train_tokenizer(words, vocab_size=200, lowercase=True, max_tokens=32, padding="longest")
-    spec = ImageSpec(config.image_size)
-    loader = build_loader(config, spec=spec, tokenizer=tokenizer, batch_size=batch_size, seed=0)
+    inputs = [Pixels(config, ImageSpec(config.image_size), seed=0), Tokens(tokenizer, column=config.captions_column)]
+    loader = build_loader(config, inputs, batch_size=batch_size, seed=0)
     num_batches = num_rows // batch_size
     started = time.perf_counter()
     for number, _ in enumerate(loader.iterate(0, num_batches), start=1):

@@ -81,7 +81,7 @@ class TutorialRows(Dataset[tuple[torch.Tensor, Any]]):
         tokens = self.tokenizer([max(captions, key=len)])
         pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
         pixels = (F.interpolate(pixels[None], size=(128, 128), mode="bilinear", antialias=True)[0] - 0.5) / 0.5
-        return pixels, (tokens.input_ids[0], tokens.attention_mask[0])
+        return pixels, (tokens["input_ids"][0], tokens["attention_mask"][0])
 
 
 def tutorial_steps(dataset: str, tokenizer: Any) -> Iterator[float]:
@@ -121,7 +121,7 @@ class Clock:
     def update(self, step: int, total: int | None, fields: object) -> None:
         self.times.append(time.perf_counter())
 
-    def validation(self, line: object) -> None: ...
+    def evaluated(self, step: int, label: str, shown: object) -> None: ...
 
 
 def images_per_s(times: list[float]) -> float:

@@ -229,7 +229,7 @@ def test_the_temperature_is_learned_where_the_section_says_so() -> None:
 
 @pytest.mark.parametrize(("world", "sizes"), [(2, [5, 8]), (4, [4, 4, 4, 4])])
 def test_ranks_agree_with_one_process(world: int, sizes: list[int], tmp_path: Path) -> None:
-    """The mean of the ranks' losses and gradients, weighted by pairs, is that of the global batch; also in tiles."""
+    """Weighted by their pairs, the ranks' losses and gradients add up to those of the global batch; also in tiles."""
     features = pairs(sum(sizes))
     torch.save({"sizes": sizes, "tensors": [t.detach() for t in features]}, tmp_path / "input.pt")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

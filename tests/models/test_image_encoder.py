@@ -1,4 +1,4 @@
-"""Image encoders: what the config asks of timm, and what a person is told when it cannot be had."""
+"""Image encoders: what the config asks of timm, and what the errors say when it cannot be built."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_a_name_of_nothing_says_what_it_could_be(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no folder `timm/resnet18`") as caught:
         build_image_encoder(TimmImage(name="timm/resnet18"), image_size=64)
     assert "hf-hub:timm/resnet18" in caught.value.hint
-    with pytest.raises(ModelError, match="is no model of timm"):
+    with pytest.raises(ModelError, match="is not a timm model"):
         build_image_encoder(TimmImage(name=str(tmp_path)), image_size=64)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ from transformers import (
 
 from clipkit import hub
 from clipkit.config import TransformersText
-from clipkit.data.inputs.tokens import Tokens
 from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
 from clipkit.errors import ModelError
 from clipkit.models.text_encoder import always_mask, build_text_encoder, describe, use_eager_attention
@@ -49,9 +47,9 @@ def test_minilm_is_pooled_as_its_authors_do(minilm_dir: Path) -> None:
     reference = AutoModel.from_pretrained(minilm_dir, dtype=torch.float32).eval()
     tokens = tokenizer(["a dog runs", "A man in a red shirt climbs a rock", "the dog is running"])
     with torch.no_grad():
-        hidden = reference(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        expected = torch.stack([h[m.bool()].mean(0) for h, m in zip(hidden, tokens.attention_mask, strict=True)])
-        actual = encoder(tokens)
+        hidden = reference(tokens["input_ids"], tokens["attention_mask"]).last_hidden_state
+        expected = torch.stack([h[m.bool()].mean(0) for h, m in zip(hidden, tokens["attention_mask"], strict=True)])
+        actual = encoder(**tokens)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     near, far = (torch.cosine_similarity(actual[0], actual[i], dim=0) for i in (2, 1))
     assert near > 0.8
@@ -63,10 +61,10 @@ def test_padding_changes_nothing(words: FastTokenizer, pooling: str) -> None:
     config = TransformersText.model_validate({**scratch().model_dump(), "pooling": pooling})
     encoder = build_text_encoder(config, tokenizer=words).eval()
     tokens = words(CAPTIONS[:1])
-    length = int(tokens.attention_mask.sum())
-    assert length < tokens.input_ids.shape[1]
-    bare = Tokens(tokens.input_ids[:, :length], tokens.attention_mask[:, :length])
-    torch.testing.assert_close(encoder(tokens), encoder(bare), rtol=1e-4, atol=1e-5)
+    length = int(tokens["attention_mask"].sum())
+    assert length < tokens["input_ids"].shape[1]
+    bare = {name: tensor[:, :length] for name, tensor in tokens.items()}
+    torch.testing.assert_close(encoder(**tokens), encoder(**bare), rtol=1e-4, atol=1e-5)
 
 
 def test_from_scratch_fits_its_tokenizer_and_starts_small(words: FastTokenizer) -> None:
@@ -82,7 +80,7 @@ def test_from_scratch_fits_its_tokenizer_and_starts_small(words: FastTokenizer) 
 def test_every_parameter_gets_a_gradient(words: FastTokenizer) -> None:
     """A pooler that nothing uses would sit in the optimizer, and stop DDP."""
     encoder = build_text_encoder(scratch(), tokenizer=words)
-    encoder(words(CAPTIONS)).square().sum().backward()
+    encoder(**words(CAPTIONS)).square().sum().backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
 
 
@@ -97,7 +95,7 @@ def test_a_checkpoints_architecture_needs_no_folder(minilm_dir: Path, tmp_path: 
     again = build_text_encoder(config, tokenizer=tokenizer, saved=saved).eval()
     again.load_state_dict(encoder.state_dict())
     tokens = tokenizer(CAPTIONS)
-    torch.testing.assert_close(again(tokens), encoder(tokens))
+    torch.testing.assert_close(again(**tokens), encoder(**tokens))
 
 
 def test_not_pretrained_is_the_architecture_alone(minilm_dir: Path, tmp_path: Path) -> None:
@@ -141,7 +139,7 @@ def test_other_families_work(name: str, words: FastTokenizer, tmp_path: Path) ->
     family(name, words.vocab_size).save_pretrained(tmp_path, max_shard_size="10KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     encoder = build_text_encoder(TransformersText(name=str(tmp_path), pretrained=name != "t5"), tokenizer=words)
-    vectors = encoder(words(CAPTIONS))
+    vectors = encoder(**words(CAPTIONS))
     vectors.sum().backward()
     assert vectors.shape == (3, 32)
     assert [n for n, p in encoder.named_parameters() if p.grad is None] == []
@@ -151,10 +149,10 @@ def test_other_families_work(name: str, words: FastTokenizer, tmp_path: Path) ->
 def test_attention_written_out_gives_the_same(name: str, words: FastTokenizer, tmp_path: Path) -> None:
     family(name, words.vocab_size).save_pretrained(tmp_path)
     encoder = build_text_encoder(TransformersText(name=str(tmp_path)), tokenizer=words).eval()
-    before, saved = encoder(words(CAPTIONS)), describe(encoder)
+    before, saved = encoder(**words(CAPTIONS)), describe(encoder)
     use_eager_attention(encoder)
     assert encoder.model.config._attn_implementation == "eager"
-    torch.testing.assert_close(encoder(words(CAPTIONS)), before)
+    torch.testing.assert_close(encoder(**words(CAPTIONS)), before)
     assert describe(encoder) == saved
 
 
@@ -163,15 +161,15 @@ def test_attention_that_always_has_a_mask_gives_the_same(name: str, words: FastT
     family(name, words.vocab_size).save_pretrained(tmp_path)
     encoder = build_text_encoder(TransformersText(name=str(tmp_path), pretrained=name != "t5"), tokenizer=words).eval()
     inputs = [words(CAPTIONS), words(CAPTIONS[:1])]  # of which the second has no padding
-    before, saved = [encoder(tokens) for tokens in inputs], describe(encoder)
+    before, saved = [encoder(**tokens) for tokens in inputs], describe(encoder)
     always_mask(encoder)
-    torch.testing.assert_close([encoder(tokens) for tokens in inputs], before)
+    torch.testing.assert_close([encoder(**tokens) for tokens in inputs], before)
     assert describe(encoder) == saved
 
 
 def test_a_model_of_more_than_text_is_refused(words: FastTokenizer, tmp_path: Path) -> None:
     CLIPConfig().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="type `clip`, which is no text encoder"):
+    with pytest.raises(ModelError, match="type `clip`, which is not a text encoder"):
         build_text_encoder(TransformersText(name=str(tmp_path), pretrained=False), tokenizer=words)
 
 
@@ -191,7 +189,7 @@ def test_checkpointing_gives_the_same_gradients(words: FastTokenizer) -> None:
     saving = build_text_encoder(config, tokenizer=words).train()
     saving.load_state_dict(plain.state_dict())
     for encoder in (plain, saving):
-        encoder(words(CAPTIONS)).square().sum().backward()
+        encoder(**words(CAPTIONS)).square().sum().backward()
     for (name, expected), actual in zip(plain.named_parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(actual.grad, expected.grad, msg=name)
 
@@ -200,11 +198,9 @@ def test_no_network_is_said_at_once(words: FastTokenizer, monkeypatch: pytest.Mo
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     hub._is_reachable.cache_clear()
-    start = time.monotonic()
     with pytest.raises(ModelError, match="`bert-base-cased`") as caught:
         build_text_encoder(TransformersText(name="bert-base-cased"), tokenizer=words)
     hub._is_reachable.cache_clear()
-    assert time.monotonic() - start < 10
     assert "local folder" in caught.value.hint
     assert "pretrained: false" in caught.value.hint
     with pytest.raises(ModelError, match="no folder"):
