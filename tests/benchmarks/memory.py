@@ -75,7 +75,7 @@ def iterate(config: DataConfig, num_rows: int, batch_size: int) -> None:
     num_batches = num_rows // batch_size
     started = time.perf_counter()
     for number, _ in enumerate(loader.iterate(0, num_batches), start=1):
-        if number == 1 or number % (num_batches // NUM_LINES) == 0:
+        if number == 1 or number % max(1, num_batches // NUM_LINES) == 0:
             print(f"{number * batch_size:>9,} rows: {resident_mb('VmRSS'):,.0f} MB", flush=True)
     speed = num_batches * batch_size / (time.perf_counter() - started)
     print(f"at most {resident_mb('VmHWM'):,.0f} MB; {speed:,.0f} images a second")
