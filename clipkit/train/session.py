@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from clipkit.config import Config, parse_values
+from clipkit.config import Config
 from clipkit.config.differences import find_differences
 from clipkit.config.document import read_document
 from clipkit.config.file import dump_config, load_config, load_run_config
 from clipkit.config.plugins import loaded_plugins
+from clipkit.config.problems import check
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.runs.checkpoint import read_meta
 from clipkit.runs.folder import CONFIG, Run, check_free
@@ -112,16 +110,17 @@ def _config_for(run: Run, config_file: Path | None, sets: Sequence[str]) -> Conf
         if [asdict(plugin) for plugin in loaded_plugins(config.plugins)] != recorded:
             log.warning("the plugins have changed since the run began: training continues with the new ones")
     config = _with_absolute_paths(config)
-    _compare(run, _values_of(run), config.model_dump(mode="json"))
+    if config_file is not None or sets:
+        _compare(run, _values_of(run), config.model_dump(mode="json"))
     return config
 
 
 def _values_of(run: Run) -> dict[str, Any]:
     """The values of the run's config, with the defaults of keys that are new, unless its plugins are not loaded."""
-    values = read_document(run.config_text, source=str(run.folder / CONFIG)).values
-    with suppress(ValidationError):
-        values = _with_absolute_paths(parse_values(values)).model_dump(mode="json")
-    return values
+    text, source = run.config_text, str(run.folder / CONFIG)
+    if (config := check(read_document(text, source=source))) is not None:
+        return _with_absolute_paths(config).model_dump(mode="json")
+    return read_document(text, source=source).values
 
 
 def _compare(run: Run, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
