@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -93,8 +94,17 @@ def _report(error: Exception) -> int:
         where = f": `{error.filename}`" if error.filename else ""
         console.print_error(f"{error.strerror}{where}", "CLIPKIT_DEBUG=1 shows where it happened")
         return 1
-    console.print_error(
-        f"{type(error).__name__}: {error}",
-        "this is a bug in clipkit: run it again with CLIPKIT_DEBUG=1 for the traceback, and report it",
-    )
+    hint = "this is a bug in clipkit: run it again with CLIPKIT_DEBUG=1 for the traceback, and report it"
+    if place := _place_in_plugin(error):
+        hint = f"it was raised in a plugin, at {place}: CLIPKIT_DEBUG=1 shows the traceback"
+    console.print_error(f"{type(error).__name__}: {error}", hint)
     return 1
+
+
+def _place_in_plugin(error: Exception) -> str | None:
+    """The innermost place in the code of a plugin that an error passed, as `file:line`."""
+    from clipkit.config.plugins import is_plugin_file
+
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"`{frame.filename}:{frame.lineno}`" for frame in frames if is_plugin_file(frame.filename)]
+    return places[-1] if places else None

@@ -1,8 +1,8 @@
-"""Ranks, and collectives that gradients pass through. Without a process group there is one rank.
+"""Ranks, and collectives with gradients. Without a process group there is one rank.
 
-The convention: each rank has a loss of its own, and what is optimized is their mean. A collective's backward pass
-therefore sums the ranks' gradients, and whoever averages parameters' gradients over ranks (DDP) gets the gradient
-of the mean.
+By convention each rank computes a loss, and the mean of these losses is optimized. So the backward pass of a collective
+sums the ranks' gradients, and averaging the parameters' gradients over ranks (as DDP does) gives the gradient of the
+mean.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # imported within a process group, it keeps the group and its threads alive
+import torch.distributed.nn.functional  # imported inside a process group, it would keep the group alive
 from torch import Tensor
 from torch.autograd import Function
 from torch.distributed.tensor import DTensor
@@ -29,7 +29,7 @@ def world() -> int:
 
 
 def is_main() -> bool:
-    """Whether this rank writes, logs and draws."""
+    """Whether this rank writes files, logs and shows progress."""
     return rank() == 0
 
 
@@ -50,7 +50,7 @@ class Shares:
 
     @property
     def offset(self) -> int:
-        """Where this rank's rows begin in the global batch."""
+        """The position of this rank's first row in the global batch."""
         return sum(self.sizes[: self.rank])
 
     @property
@@ -59,7 +59,7 @@ class Shares:
 
 
 def shares(num_rows: int, *, even: bool = True, device: torch.device | None = None) -> Shares:
-    """The ranks' shares, of which this one's is `num_rows`; asking the others costs a round trip unless `even`."""
+    """The shares of all ranks; this rank has `num_rows`. Unless they are `even`, this takes a round trip."""
     if even or world() == 1:
         return Shares((num_rows,) * world(), rank())
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world())]
@@ -68,25 +68,25 @@ def shares(num_rows: int, *, even: bool = True, device: torch.device | None = No
 
 
 def gather(rows: Tensor, of: Shares) -> Tensor:
-    """Every rank's rows (B, ...), in the order of ranks, with gradient."""
+    """The rows (B, ...) of all ranks, in the order of ranks, with gradient."""
     return rows if of.world == 1 else _Gather.apply(rows, of)
 
 
 def total(value: Tensor, of: Shares) -> Tensor:
-    """The sum of every rank's value, with gradient."""
-    return value if of.world == 1 else _Total.apply(value)
+    """The sum of the values of all ranks, with gradient."""
+    return value if of.world == 1 else dist.nn.functional.all_reduce(value)  # type: ignore[no-untyped-call]
 
 
 def rotate(rows: Tensor, of: Shares, *, step: int) -> Tensor:
-    """Pass rows on to the next rank and take the previous rank's, with gradient.
+    """Send rows to the next rank and receive those of the previous rank, with gradient.
 
-    `step` counts from 1: at step s a rank receives the rows of the one s before it.
+    `step` counts from 1: at step s a rank receives the rows that belong to the rank s before it.
     """
     return _Rotate.apply(rows, of, step)  # type: ignore[no-any-return]
 
 
 def gather_arrays(rows: Tensor) -> list[Tensor]:
-    """Every rank's rows (N, ...), whatever their number, without gradient: for evaluation."""
+    """The rows (N, ...) of each rank, in any number, without gradient: for evaluation."""
     of = shares(len(rows), even=False, device=rows.device)
     with torch.no_grad():
         return list(torch.split(gather(rows, of), list(of.sizes)))
@@ -109,35 +109,19 @@ class _Gather(Function):
         return summed[ctx.of.rows], None
 
 
-class _Total(Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return _all_reduced(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _all_reduced(gradients[0])
-
-
-def _all_reduced(value: Tensor) -> Tensor:
-    summed = value.contiguous().clone()
-    dist.all_reduce(summed)
-    return summed
-
-
 class _Rotate(Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, of: Shares, step: int) -> Tensor:
         ctx.of, ctx.num_rows = of, len(rows)
-        return _pass_on(rows, of, num_rows=of.sizes[(of.rank - step) % of.world], by=1)
+        return _send(rows, of, num_rows=of.sizes[(of.rank - step) % of.world], by=1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _pass_on(gradients[0], ctx.of, num_rows=ctx.num_rows, by=-1), None, None
+        return _send(gradients[0], ctx.of, num_rows=ctx.num_rows, by=-1), None, None
 
 
-def _pass_on(rows: Tensor, of: Shares, *, num_rows: int, by: int) -> Tensor:
-    """Send rows to the rank `by` further on in the ring, and receive from the one as far back."""
+def _send(rows: Tensor, of: Shares, *, num_rows: int, by: int) -> Tensor:
+    """Send rows to the rank `by` places later in the ring, and receive `num_rows` from the rank as far before."""
     received = rows.new_empty((num_rows, *rows.shape[1:]))
     transfers: Sequence[dist.P2POp] = [
         dist.P2POp(dist.isend, rows.contiguous(), (of.rank + by) % of.world),
@@ -149,5 +133,5 @@ def _pass_on(rows: Tensor, of: Shares, *, num_rows: int, by: int) -> Tensor:
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
-    """A sharded tensor put together (every rank must ask for it); any other as it is."""
+    """The full tensor of a sharded one (a collective: every rank must call it); any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

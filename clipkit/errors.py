@@ -1,4 +1,4 @@
-"""What clipkit raises.
+"""The errors that clipkit raises.
 
 ClipkitError            something the user can fix: printed as `error:` and `hint:`, exit code 1
 ├── ConfigError         a training config that is not valid
@@ -12,8 +12,8 @@ ClipkitError            something the user can fix: printed as `error:` and `hin
 
 import re
 
-DISTRIBUTION = "clipkit-train"  # what `pip install` calls it: `clipkit` on PyPI is another project
-RUST_PLACE = re.compile(r",? ?/\S+\.rs:\d+:\d+")  # the place in Lance's source code that its errors name
+DISTRIBUTION = "clipkit-train"  # the name for `pip install`: `clipkit` on PyPI is another project
+RUST_PLACE = re.compile(r",? ?/\S+\.rs:\d+:\d+")  # a position in Lance's source code, which its errors contain
 
 
 class ClipkitError(Exception):
@@ -60,6 +60,6 @@ class MissingExtra(ClipkitError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, short enough for a message of ours."""
+    """The first line of another library's error, short enough for a message of clipkit."""
     lines = RUST_PLACE.sub("", str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from clipkit.errors import DataError
 
 
 def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """The file with this text, or as it was before: never a part of it, even after a power cut where `durable`."""
+    """Replace the file's text atomically; if `durable`, also in case of a power cut."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("w", encoding="utf-8") as file:
@@ -62,7 +62,7 @@ def _user() -> str:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's names, reach the disk."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,7 +71,7 @@ def sync(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty if the file is missing or torn."""
+    """A JSON object from a file; empty if the file is missing or incomplete."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What this process may use: cores by affinity and container quota, and the device to compute on."""
+"""What this process may use: cores (by affinity and container quota) and a device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, rounded up where a container's quota ends in a part of one."""
+    """Cores that this process may run on; a container's quota is rounded up."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -27,15 +27,15 @@ def usable_cores() -> int:
 
 
 def let_threads_sleep() -> None:
-    """Compute threads that wait for each other spin for a moment and then sleep: the loader's need the cores too.
+    """Make waiting compute threads sleep after a moment of spinning, because the loader's threads need the cores too.
 
-    To be called before torch is imported.
+    Call it before torch is imported.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 def _container_quota() -> float | None:
-    """Cores that a Linux control group allows, or None where it sets no limit."""
+    """Cores that the Linux control group allows; None if it sets no limit."""
     try:
         if CGROUP_V2.exists():
             quota, period = CGROUP_V2.read_text().split()
@@ -48,7 +48,7 @@ def _container_quota() -> float | None:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` takes a GPU where there is one."""
+    """The device of that name; `auto` is a GPU if there is one."""
     import torch
 
     if name == "auto":
@@ -56,7 +56,7 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"`{name}` is no device", "write auto, cpu, cuda, cuda:1 or mps") from error
+        raise ConfigError(f"`{name}` is not a device", "use auto, cpu, cuda, cuda:1 or mps") from error
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
@@ -64,6 +64,6 @@ def choose_device(name: str = "auto") -> torch.device:
     }
     if not available.get(device.type, False):
         raise ConfigError(
-            f"the device `{name}` is not available here", "`clipkit doctor` lists the devices; `auto` takes one"
+            f"the device `{name}` is not available", "`clipkit doctor` lists the devices; `auto` chooses one"
         )
     return device

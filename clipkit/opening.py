@@ -1,11 +1,11 @@
-"""A trained model to use: the one way in which a run or a checkpoint is opened.
+"""Opening the trained model of a run or a checkpoint.
 
 Shapes: n inputs, D the embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,11 +32,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model in evaluation mode on its device, with its config and what its checkpoint says of it."""
+    """A trained model in evaluation mode on its device, with its config and its checkpoint's metadata."""
 
     task: Task
     config: Config
-    task_data: DataConfig  # what the task was built with: the run's, without its cache of pixels
+    task_data: DataConfig  # as the task was built: the run's, without the pixel cache
     meta: Mapping[str, Any]
     checkpoint: Path
 
@@ -58,19 +58,19 @@ class Model:
         tokenizer = task.text.tokenizer
         if tokenizer is None:
             raise ModelError(
-                "this model was trained on stored text features: it cannot read texts",
-                "compute the features with the encoder that made the stored ones",
+                "this model was trained on stored text features, so it cannot encode texts",
+                "compute features with the encoder that made the stored ones",
             )
         return self._encode(tokenizer, task.model.encode_text, texts, batch_size=batch_size)
 
     def encode_images(self, images: Sequence[bytes | Path], *, batch_size: int = 64) -> np.ndarray:
-        """(n, D) float32, of encoded images or of image files. Raises DataError for one that cannot be read."""
+        """(n, D) float32, of encoded images or image files. Raises DataError for an image that cannot be read."""
         task = self._dual_encoder()
         pixels = [input_ for input_ in task.image.inputs(None) if isinstance(input_, Pixels)]
         if not pixels:
             raise ModelError(
-                "this model was trained on stored image features: it cannot read images",
-                "compute the features with the encoder that made the stored ones",
+                "this model was trained on stored image features, so it cannot encode images",
+                "compute features with the encoder that made the stored ones",
             )
 
         def read(part: Sequence[bytes | Path]) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class Model:
 
     def _dual_encoder(self) -> ContrastiveTask:
         if not isinstance(self.task, ContrastiveTask):
-            raise ModelError(f"`{self.checkpoint}` is not a model that embeds images and texts")
+            raise ModelError(f"the model `{self.checkpoint}` does not embed images and texts")
         return self.task
 
     def _encode(
@@ -99,7 +99,8 @@ class Model:
         assert isinstance(model, DualEncoder)
         parts = [np.empty((0, model.embedding_dim), dtype=np.float32)]
         with torch.inference_mode():
-            for part in _batches(inputs, batch_size):
+            for start in range(0, len(inputs), batch_size):
+                part = inputs[start : start + batch_size]
                 tensors = {name: tensor.to(self.device) for name, tensor in read(part).items()}
                 parts.append(encode(tensors).float().cpu().numpy())
         return np.concatenate(parts)
@@ -114,18 +115,13 @@ def _render(pixels: Pixels, image: bytes | Path, out: np.ndarray) -> None:
         raise DataError(f"{name} cannot be read as an image: {first_line(error)}", "is the file complete?") from error
 
 
-def _batches(inputs: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(inputs), size):
-        yield inputs[start : start + size]
-
-
 def open_model(source: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Model:
     """The model of a run (its `best` or `last` checkpoint, or that of a step) or of a checkpoint folder."""
     folder = find_checkpoint(source, checkpoint)
     meta = read_meta(folder)
     run_folder = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
     config = load_run_config(folder / CONFIG, recorded=meta.get("plugins", ()), run_folder=run_folder)
-    # Other datasets than the run's may have no cache of pixels.
+    # Other datasets may have no pixel cache.
     data = config.data.model_copy(update={"cache": None})
     task = build_task(TaskContext(config.model_copy(update={"data": data}), checkpoint=folder))
     weights = read_weights(folder)

@@ -67,6 +67,12 @@ def make_imagefolder(folder: Path) -> None:
     write_images(folder / "animals" / "test" / "cat", range(20, COUNT))
 
 
+def make_sidecar(folder: Path) -> None:
+    write_images(folder / "pairs" / "train", range(COUNT))
+    for number in range(COUNT):
+        (folder / "pairs" / "train" / f"{number}.txt").write_text("\n".join(make_captions(number)))
+
+
 def make_hf(folder: Path) -> None:
     columns = {"image": [{"bytes": make_image(n), "path": None} for n in range(COUNT)]}
     columns["text"] = [make_captions(number)[0] for number in range(COUNT)]
@@ -95,6 +101,7 @@ CORPORA: dict[str, tuple[Callable[[Path], None], str, int]] = {
     "flickr": (make_flickr, "flickr8k.lance", COUNT),
     "coco": (make_coco, "coco.lance", COUNT),
     "table": (make_table, "products.lance", COUNT),
+    "sidecar": (make_sidecar, "pairs.lance", COUNT),
     "webdataset": (make_webdataset, "web.lance", COUNT),
     "imagefolder": (make_imagefolder, "animals.lance", COUNT),
     "hf": (make_hf, "saved.lance", COUNT),

@@ -44,7 +44,7 @@ def test_a_name_finds_the_packaged_config_unless_a_file_has_it(tmp_path: Path, m
 @pytest.mark.parametrize("name", ["shapse", "shapse.yaml", "configs/shapse"])
 def test_an_unknown_config_is_reported_with_a_guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=f"no config `{name}`; did you mean `shapes`"):
+    with pytest.raises(ConfigError, match=f"no config file `{name}`; did you mean `shapes`"):
         find_config(name)
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from conftest import RunCli
 
 ROOT = Path(__file__).parent.parent
-PLUGIN = ROOT / "tests" / "plugins" / "tagging.py"
+PLUGINS = ROOT / "tests" / "plugins"
+TAGGING = PLUGINS / "tagging.py"
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +53,7 @@ def tags_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path: Path) -> Path:
     """A folder that holds only the plugin and its config."""
     for name in ("tagging.py", "tagging.yaml"):
-        shutil.copy(PLUGIN.with_name(name), tmp_path)
+        shutil.copy(PLUGINS / name, tmp_path)
     return tmp_path
 
 
@@ -129,9 +130,38 @@ def test_a_run_opens_with_the_plugin_that_trained_it(folder: Path, tags_dataset:
     assert "--config" in caught.value.hint
 
 
-def test_the_docs_explain_this_very_module() -> None:
-    """Every Python block of docs/plugins.md stands in the plugin, and every definition of the plugin in the docs."""
-    code, text = PLUGIN.read_text(), (ROOT / "docs" / "plugins.md").read_text()
+def test_a_loss_of_ones_own_trains_the_contrastive_task(tmp_path: Path, shapes_dataset: Path, run_cli: RunCli) -> None:
+    shutil.copy(PLUGINS / "margin.py", tmp_path)
+    config = run_cli("config", "shapes").stdout
+    (tmp_path / "run.yaml").write_text("plugins: [margin]\n" + config)
+    sets = ("loss.kind=margin", "run.dir=run", "train.duration=2st", "train.batch_size=16", "train.validate_every=null")
+    arguments = (part for change in (*sets, f"data.dataset={shapes_dataset}") for part in ("--set", change))
+    result = run_cli("train", "--config", "run.yaml", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(losses(tmp_path / "run")) == 2
+
+
+def test_an_error_in_a_plugin_names_its_place(folder: Path, tags_dataset: Path, run_cli: RunCli) -> None:
+    code = (folder / "tagging.py").read_text()
+    (folder / "tagging.py").write_text(
+        code.replace('return {"labels": labels_BT}', 'return {"labels": labels_BT.nothing}')
+    )
+    result = run_cli(*arguments(tags_dataset), "--dry-run", cwd=folder)
+    assert result.returncode == 1
+    assert re.search(r"raised in a plugin, at `.*tagging\.py:\d+`", result.stderr)
+
+
+def test_a_wrong_metric_is_found_before_training(folder: Path, shapes_dataset: Path, run_cli: RunCli) -> None:
+    sets = ("--set", f"data.dataset={shapes_dataset}", "--set", "train.best=text_to_image/recall@7")
+    result = run_cli("train", "--config", "shapes", *sets, "--set", "train.batch_size=16", "--dry-run", cwd=folder)
+    assert result.returncode == 1
+    assert "`train.best: text_to_image/recall@7` is not a metric" in result.stderr
+
+
+def test_the_docs_explain_these_very_modules() -> None:
+    """Every Python block of docs/plugins.md is in a plugin, and every definition of the plugins is in the docs."""
+    code, text = TAGGING.read_text(), (ROOT / "docs" / "plugins.md").read_text()
+    code += (PLUGINS / "margin.py").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert blocks
     for block in blocks:
@@ -139,4 +169,4 @@ def test_the_docs_explain_this_very_module() -> None:
     for name in re.findall(r"^(?:class|def) (\w+)", code, flags=re.MULTILINE):
         assert any(name in block for block in blocks), name
     (config,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
-    assert config in PLUGIN.with_suffix(".yaml").read_text()
+    assert config in TAGGING.with_suffix(".yaml").read_text()

@@ -9,7 +9,7 @@ import typer
 from clipkit import console
 
 if TYPE_CHECKING:
-    from clipkit.workflows.info import Info, Spread
+    from clipkit.workflows.info import Images, Info, Spread
     from clipkit.workflows.leaks import Leaks
 
 NUM_SHOWN = 10
@@ -54,21 +54,22 @@ def _sections(found: Info) -> list[str]:
     if found.num_without_split and found.splits:
         splits += f", no split {found.num_without_split}"
     images = found.images
-    formats = ", ".join(f"{name} {number}" for name, number in images.formats.items())
     spreads: list[tuple[str, Spread | None]] = [
         ("captions per image", found.captions_per_image),
         ("words per caption", found.caption_words),
         ("characters per caption", found.caption_chars),
-        ("image width, px", images.width),
-        ("image height, px", images.height),
-        ("image bytes, sampled", images.bytes),
     ]
+    if images is not None:
+        spreads += [
+            ("image width, px", images.width),
+            ("image height, px", images.height),
+            ("image bytes, sampled", images.bytes),
+        ]
     head = [
         f"{found.dataset}, version {found.version}: {found.rows} rows, {found.captions} captions, "
         f"{console.format_bytes(found.total_bytes)}",
         f"splits: {splits}",
-        f"images: {images.storage} column; formats of {images.num_sampled} of them: {formats or 'none'}"
-        + (f"; {images.num_rotated} rotated by EXIF when read" if images.num_rotated else ""),
+        _images(images),
         f"files: {found.num_fragments} fragments, storage version {found.storage_version}"
         + (f", indices {', '.join(found.indices)}" if found.indices else ""),
     ]
@@ -82,8 +83,16 @@ def _sections(found: Info) -> list[str]:
         console.format_table(("", "min", "median", "mean", "max"), numbers),
         console.format_table(("version", "created", "rows", "tags"), versions),
         "\n".join(["where it came from:", *map(_origin, found.provenance or [{}])]),
-        f"how to read an image with Lance alone:\n{images.how_to_read}",
+        *([f"how to read an image with Lance alone:\n{images.how_to_read}"] if images is not None else []),
     ]
+
+
+def _images(images: Images | None) -> str:
+    if images is None:
+        return "images: none"
+    formats = ", ".join(f"{name} {number}" for name, number in images.formats.items())
+    rotated = f"; {images.num_rotated} rotated by EXIF when read" if images.num_rotated else ""
+    return f"images: {images.storage} column; formats of {images.num_sampled} of them: {formats or 'none'}{rotated}"
 
 
 def _origin(provenance: Any) -> str:

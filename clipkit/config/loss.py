@@ -69,8 +69,8 @@ class Identity(Section):
     """Frobenius distance between the cosine similarity matrix and the identity."""
 
 
-register("contrastive_loss", InfoNCE, "clipkit.losses.infonce:build")
-register("contrastive_loss", Sigmoid, "clipkit.losses.sigmoid:build")
-register("contrastive_loss", SoftTargets, "clipkit.losses.soft_targets:build")
-register("contrastive_loss", Ranking, "clipkit.losses.ranking:build")
-register("contrastive_loss", Identity, "clipkit.losses.identity:build")
+register("contrastive_loss", InfoNCE, "clipkit.losses.infonce:InfoNCELoss")
+register("contrastive_loss", Sigmoid, "clipkit.losses.sigmoid:SigmoidLoss")
+register("contrastive_loss", SoftTargets, "clipkit.losses.soft_targets:SoftTargetsLoss")
+register("contrastive_loss", Ranking, "clipkit.losses.ranking:RankingLoss")
+register("contrastive_loss", Identity, "clipkit.losses.identity:IdentityLoss")

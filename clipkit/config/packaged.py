@@ -19,20 +19,17 @@ def list_configs() -> dict[str, Path]:
 
 
 def find_config(name: str | Path) -> Path:
-    """The file that `--config` names: a path, or the name of a packaged config unless a local file has that name.
+    """The file that `--config` names: a path, or the bare name of a packaged config.
 
     Raises ConfigError where there is none.
     """
     path, packaged = Path(name), list_configs()
-    is_bare = not path.suffix and path.name == str(name)
-    local = path.with_suffix(SUFFIX) if is_bare else path
-    for candidate in (path, local):
-        if candidate.exists() and not candidate.is_dir():
-            return candidate
-    if is_bare and path.name in packaged:
-        return packaged[path.name]
+    if path.exists() and not path.is_dir():
+        return path
+    if str(name) in packaged:
+        return packaged[str(name)]
     close = difflib.get_close_matches(path.stem, packaged, n=1)
     raise ConfigError(
-        f"there is no config `{name}`" + (f"; did you mean `{close[0]}`?" if close else ""),
+        f"there is no config file `{name}`" + (f"; did you mean `{close[0]}`?" if close else ""),
         f"give a YAML file or a packaged config: {', '.join(packaged)}",
     )

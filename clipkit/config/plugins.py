@@ -45,6 +45,12 @@ def loaded_plugins(names: Sequence[str]) -> list[Plugin]:
     return [_loaded[name] for name in names]
 
 
+def is_plugin_file(filename: str) -> bool:
+    """Whether a file is a loaded plugin's."""
+    path = Path(filename)
+    return any(path == Path(plugin.path) or Path(plugin.path) in path.parents for plugin in _loaded.values())
+
+
 def reopen_plugins(recorded: Sequence[Mapping[str, str]], *, run_folder: Path) -> list[Plugin]:
     """Import the plugins of a run from where the run found them, or from what is installed.
 

@@ -1,7 +1,6 @@
-"""Augmentation: where a crop is drawn, flips, colours, erasing.
+"""Augmentation: random crops, flips, colours and erasing.
 
-What is random comes from uniform numbers that are a function of the row and the epoch, so that workers, ranks and
-resuming do not change it.
+The random numbers are a function of the row and the epoch, so threads, ranks and resuming do not change them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from clipkit.config import NoAugment, RandomCrop, RandomResizedCrop
 from clipkit.images.decode import Pixels
 
 CROP_TRIES = 4
-# Which of a sample's uniform numbers decides what.
+# What each of a sample's uniform random numbers decides.
 FLIP, ERASE, COLOR, CROP = 0, 1, 6, 9
 NUM_UNIFORMS = CROP + 4 * CROP_TRIES
 
@@ -34,7 +33,7 @@ class Box(NamedTuple):
 
 
 def crop_box(width: int, height: int, size_px: int, augment: Augmentation, uniforms: Sequence[float] | None) -> Box:
-    """The region that becomes the sample; without uniform numbers that of evaluation."""
+    """The region that becomes the sample; without `uniforms`, the region for evaluation."""
     if isinstance(augment, RandomCrop):
         side = min(width, height) * size_px / augment.resize
         across, down = (uniforms[CROP], uniforms[CROP + 1]) if uniforms else (0.5, 0.5)
@@ -54,14 +53,14 @@ def _random_resized_box(width: int, height: int, augment: RandomResizedCrop, uni
         if 0 < box_width <= width and 0 < box_height <= height:
             left, top = int(across * (width - box_width + 1)), int(down * (height - box_height + 1))
             return Box(left, top, box_width, box_height)
-    # No try fits, as in very wide or tall images: take the largest centred region with an allowed ratio.
+    # No try fits, as happens in very wide or tall images: use the largest centred region with an allowed ratio.
     box_width = min(width, round(height * augment.ratio[1]))
     box_height = min(height, round(width / augment.ratio[0]))
     return Box((width - box_width) / 2, (height - box_height) / 2, box_width, box_height)
 
 
 def cut(pixels: Pixels, box: Box, scale: float) -> Pixels:
-    """A view of the region, whose coordinates are multiplied by `scale`."""
+    """A view of the region, after its coordinates are multiplied by `scale`."""
     height, width = pixels.shape[:2]
     if not box.left and not box.top and box.width * scale >= width and box.height * scale >= height:
         return pixels
@@ -85,7 +84,7 @@ def augment_pixels(out: Pixels, augment: Augmentation, uniforms: Sequence[float]
 
 
 def _jitter(out: Pixels, strength: float, uniforms: Sequence[float]) -> None:
-    """Brightness, contrast and saturation, each by a factor in 1 ± strength: together one linear map of a colour."""
+    """Brightness, contrast and saturation, each by a factor in 1 ± strength, as one linear map of colours."""
     brightness, contrast, saturation = (1 + strength * (2 * value - 1) for value in uniforms)
     luma = np.array([0.299, 0.587, 0.114])
     mean_luma = float(cv2.mean(out)[:3] @ luma) * brightness
@@ -95,7 +94,7 @@ def _jitter(out: Pixels, strength: float, uniforms: Sequence[float]) -> None:
 
 
 def _erase(out: Pixels, uniforms: Sequence[float]) -> None:
-    """Blank a rectangle of 2 % to 33 % of the image with its mean colour."""
+    """Fill a rectangle of 2 % to 33 % of the image with its mean colour."""
     area, shape, across, down = uniforms
     size_px = out.shape[0]
     target = size_px * size_px * (0.02 + area * 0.31)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from clipkit.config import DataConfig
-from clipkit.data.device import a_gpu_is_in_use
+from clipkit.data.device import cuda_is_initialized
 from clipkit.data.inputs import DecodedInput, Decoding, Input, Pixels
 from clipkit.data.order import base as order
 from clipkit.data.order.base import WHOLE, Draw, Order, Permutation, Share
@@ -52,7 +52,7 @@ class UnfinishedBatch:
 
     step: int
     epoch: int
-    whole: Draw  # what all ranks have of the batch
+    whole: Draw  # the batch of all ranks
     samples: DrawnSamples
     tensors: dict[str, torch.Tensor]
     decodings: Sequence[tuple[DecodedInput, Decoding]]
@@ -75,12 +75,12 @@ class BatchMaker:
         seed: int | None,
         share: Share = WHOLE,
     ) -> None:
-        """Without a seed no row is replaced, as evaluation wants it: what cannot be decoded is left blank."""
+        """Without a seed, as in evaluation, no row is replaced: an image that cannot be decoded is left blank."""
         self.samples = samples
         self.order = training_order
         self.config = config
         self.clock = Clock()
-        self.pins_memory = True  # where a GPU is in use
+        self.pins_memory = True  # if a GPU is in use
         self._inputs = inputs
         self._replaces = seed is not None
         self._stand_in_seed = int(key(seed or 0, STAND_IN_PURPOSE))
@@ -89,43 +89,37 @@ class BatchMaker:
         for input_ in inputs:
             for part in samples.parts:
                 input_.check(part.dataset)
-            input_.prepare(samples)
             if isinstance(input_, Pixels):
-                input_.time = self.clock.add
-
-    @property
-    def decodes(self) -> bool:
-        """Whether anything is decoded."""
-        return any(isinstance(input_, DecodedInput) for input_ in self._inputs)
+                input_.report_time = self.clock.add
 
     def read(self, step: int) -> UnfinishedBatch:
-        """Everything of a batch but what is to be decoded."""
+        """Read this rank's share of a batch; its images are not decoded yet."""
         whole = order.draw(self.order, step)
         drawn = whole.at(self._share.positions(len(whole)))
         return self._read(step, step // order.steps_per_epoch(self.order), drawn, whole)
 
     def drawn(self, step: int) -> DrawnSamples:
-        """The samples of a step, on all ranks."""
+        """The samples of a step on all ranks."""
         return self.samples.at(order.draw(self.order, step))
 
-    def make_samples(self, drawn: Draw) -> Batch:
-        """A batch of these very samples, by the calling thread."""
+    def make(self, drawn: Draw) -> Batch:
+        """A batch of exactly these samples, made in the calling thread."""
         batch = self._read(0, 0, drawn, drawn)
         self.decode(batch, 0, len(batch))
         return self.finish(batch)
 
     def _read(self, step: int, epoch: int, drawn: Draw, whole: Draw) -> UnfinishedBatch:
-        pin_memory = self.pins_memory and a_gpu_is_in_use()
+        pin_memory = self.pins_memory and cuda_is_initialized()
         samples = self.samples.at(drawn)
         with self.clock.time("read"):
-            _ = samples.image_ids
+            _ = samples.image_ids  # reads the small columns
             failed = self._find_unusable(samples) if self._replaces else {}
             decodings = [
                 (input_, input_.start(samples, pin_memory=pin_memory))
                 for input_ in self._inputs
                 if isinstance(input_, DecodedInput)
             ]
-        tensors = self._read_tensors(samples)
+        tensors = {} if failed else self._read_tensors(samples)  # if other rows replace some, it reads them later
         return UnfinishedBatch(step, epoch, whole, samples, tensors, decodings, failed)
 
     def _read_tensors(self, samples: DrawnSamples) -> dict[str, torch.Tensor]:
@@ -140,12 +134,12 @@ class BatchMaker:
         return {place: reason for input_ in self._inputs for place, reason in input_.find_unusable(samples).items()}
 
     def decode(self, batch: UnfinishedBatch, start: int, stop: int) -> None:
-        """Decode some of the batch's samples; what fails is noted."""
+        """Decode some of the batch's samples, and record which fail."""
         for _, decoding in batch.decodings:
             batch.failed |= decoding.decode(start, stop)
 
     def finish(self, batch: UnfinishedBatch) -> Batch:
-        """The batch, once every sample is decoded; rows that cannot be used are replaced, or end the run."""
+        """The batch, once every sample is decoded. Rows that cannot be used are replaced, or raise DataError."""
         samples = batch.samples
         if batch.failed:
             samples = self._replace_failed(batch)
@@ -166,7 +160,7 @@ class BatchMaker:
         self.samples.close()
 
     def _replace_failed(self, batch: UnfinishedBatch) -> DrawnSamples:
-        """Put other rows in the place of those that cannot be used, the same ones whatever the number of ranks."""
+        """Replace rows that cannot be used by other rows, which do not depend on the number of ranks."""
         for place, reason in sorted(batch.failed.items()):
             self._report(batch.samples, place, reason)
         if not self._replaces:
@@ -186,14 +180,14 @@ class BatchMaker:
         if self.config.bad_rows == "stop":
             raise DataError(
                 f"the image `{image_id}` (row {row}) cannot be used: {reason}",
-                "`data.bad_rows: replace` puts another row in its place; `clipkit ingest --verify` finds such images",
+                "`data.bad_rows: replace` uses another row instead; `clipkit ingest --verify` finds such images",
             )
         if row not in self._reported:
             self._reported.add(row)
             log.warning("the image `%s` (row %d) cannot be used and is replaced: %s", image_id, row, reason)
 
     def _stand_in(self, batch: UnfinishedBatch, place: int) -> int:
-        """The sample that takes the place of one that cannot be used; it is decoded into its place."""
+        """The sample that replaces one that cannot be used; it is decoded into its place."""
         failed = batch.samples.drawn.at(np.array([place]))
         for sample in self._stand_ins(failed, batch.whole).tolist():
             other = self.samples.at(Draw(np.array([sample]), failed.epochs))
@@ -206,16 +200,16 @@ class BatchMaker:
                 decoding.replace(place, new)
             return int(sample)
         raise DataError(
-            f"too many rows cannot be used: no other row can stand in for `{batch.samples.image_ids[place]}` "
+            f"too many rows cannot be used: no other row can replace `{batch.samples.image_ids[place]}` "
             f"({batch.failed[place]})",
-            "`clipkit ingest --verify` rejects images that cannot be decoded; `data.train` can leave rows out",
+            "`clipkit ingest --verify` rejects images that cannot be decoded; `data.train` can exclude rows",
         )
 
     def _stand_ins(self, failed: Draw, batch: Draw) -> np.ndarray:
-        """Samples to try in the place of one that failed: those of rows that the batch has already come last.
+        """Samples to try instead of one that failed; rows that are already in the batch come last.
 
-        Other ranks may choose stand-ins of their own, which are not known here; but each place of the batch has
-        samples of its own to try before any others.
+        This rank does not know which stand-ins the others choose, so each place of the batch first tries samples that
+        no other place tries.
         """
         num_samples = len(self.samples)
         first = batch.samples[0] + np.flatnonzero(batch.samples == failed.samples)[0]

@@ -1,4 +1,4 @@
-"""Batches to the device, the next one's copy overlapping the step on the last."""
+"""Batches to the device; the next one is copied while the step runs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from clipkit.types import Batch
 
 
-def a_gpu_is_in_use() -> bool:
-    """Whether CUDA is initialized; asking does not initialize it, which would take a second and memory."""
+def cuda_is_initialized() -> bool:
+    """Whether this process uses CUDA; asking does not initialize it, which would take a second and memory."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch's tensors on the device; from pinned memory the copy does not wait for the host."""
+    """The batch with its tensors on the device; the copy from pinned memory does not block the host."""
     return batch if device.type == "cpu" else batch.map(lambda tensor: move(tensor, device))
 
 
 def prefetch_to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """One batch ahead on the device, copied on a stream of its own while the step before it computes."""
+    """Keep one batch ahead on the device, copied on a stream of its own while the step before it computes."""
     if device.type != "cuda":
         yield from (to_device(batch, device) for batch in batches)
         return
@@ -40,7 +40,7 @@ def prefetch_to_device(batches: Iterable[Batch], device: torch.device) -> Iterat
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on the device; a GPU's copy waits for neither the host nor the steps that are queued there."""
+    """The tensor on the device; a copy to a GPU blocks neither the host nor the steps queued there."""
     if device.type != "cuda":
         return tensor.to(device)
     if not tensor.is_pinned():

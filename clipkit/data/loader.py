@@ -1,4 +1,4 @@
-"""The loader: this rank's share of each global batch, from any step on, made ahead."""
+"""The loader: this rank's share of each global batch, from any step on, prepared ahead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipkit.data.order import base as order
 from clipkit.data.order.base import WHOLE, Share, StoredOrder
 from clipkit.data.order.build import build_order
 from clipkit.data.samples import DatasetSamples, DrawnSamples, Samples, make_samples
-from clipkit.data.threads import ThreadPipeline
+from clipkit.data.threads import prepare_batches
 from clipkit.data.training_rows import TrainingRows
 from clipkit.errors import DataError
 from clipkit.hardware import usable_cores
@@ -34,7 +34,7 @@ class LoaderStats:
     stages_s: dict[str, float]
     num_batches: int
     num_replaced: int
-    image_mb_an_epoch: float  # of encoded images that are read again each epoch: not those kept in memory
+    image_mb_per_epoch: float  # encoded images that each epoch reads again, because they are not kept in memory
 
 
 class Loader:
@@ -59,7 +59,7 @@ class Loader:
 
     @property
     def prefetch(self) -> int:
-        """Batches that it makes ready ahead."""
+        """Batches that it prepares ahead."""
         return self._maker.config.prefetch
 
     @property
@@ -67,31 +67,26 @@ class Loader:
         return order.steps_per_epoch(self._maker.order)
 
     def iterate(self, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch, None, None]:
-        """Batches of the steps, over as many epochs as it takes; closing the iterator ends its threads."""
+        """Batches of the steps, over as many epochs as they span; closing the iterator ends its threads."""
         steps = itertools.count(start_step) if stop_step is None else range(start_step, stop_step)
         config, parts = self._maker.config, self._maker.samples.parts
         for part in parts:
-            part.keep_images(limit_bytes=config.keep_images_mb * MEGABYTE // len(parts))
-        cv2.setNumThreads(1)  # images are decoded side by side, and OpenCV's own threads would only get in the way
+            part.images.keep(limit_bytes=config.keep_images_mb * MEGABYTE // len(parts))
+        cv2.setNumThreads(1)  # several images are decoded at a time, so more threads for each would only compete
         num_threads = usable_cores() if config.workers is None else max(1, config.workers)
-        pipeline = ThreadPipeline(self._maker, steps, num_threads=num_threads)
-        try:
-            for batch in pipeline:
+        with closing(prepare_batches(self._maker, steps, num_threads=num_threads)) as batches:
+            for batch in batches:
                 self._num_batches += 1
                 self._num_replaced += batch.num_replaced
                 yield batch
-        finally:
-            pipeline.close()
 
     def drawn(self, step: int) -> DrawnSamples:
-        """The samples of a step, on all ranks."""
+        """The samples of a step on all ranks."""
         return self._maker.drawn(step)
 
     def stats(self) -> LoaderStats:
-        image_bytes = sum(part.image_bytes_an_epoch for part in self._maker.samples.parts)
-        return LoaderStats(
-            dict(self._maker.clock.seconds), self._num_batches, self._num_replaced, image_bytes / MEGABYTE
-        )
+        image_mb = sum(part.images.bytes_per_epoch for part in self._maker.samples.parts) / MEGABYTE
+        return LoaderStats(dict(self._maker.clock.seconds), self._num_batches, self._num_replaced, image_mb)
 
     def close(self) -> None:
         self._maker.close()
@@ -106,7 +101,7 @@ def build_loader(
     share: Share = WHOLE,
     training: TrainingRows | None = None,
 ) -> Loader:
-    """The training loader; `training` are the rows that the config chooses, where they are chosen already."""
+    """The training loader; `training` are the rows that the config selects, if they are selected already."""
     columns = [column for input_ in inputs for column in input_.columns]
     samples = make_samples(training or TrainingRows(config), config, seed=seed, columns=columns)
     training_order = build_order(config, samples.parts, batch_size=batch_size, seed=seed)
@@ -122,9 +117,9 @@ def build_loader(
 def iterate_rows(
     dataset: Dataset, rows: np.ndarray, inputs: Sequence[Input], config: DataConfig, *, batch_size: int
 ) -> Generator[Batch, None, None]:
-    """These rows once, in order, without augmentation: for evaluation.
+    """Batches of these rows, once and in order, without augmentation: for evaluation.
 
-    A sample takes the first caption. An image that cannot be decoded is left black and counted as replaced.
+    A sample uses the first caption. An image that cannot be decoded is left black and counted as replaced.
     """
     if not len(rows):
         return

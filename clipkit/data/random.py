@@ -1,4 +1,4 @@
-"""Random numbers that are pure functions of integers (a seed, an epoch, a row), the same on every platform."""
+"""Random numbers as pure functions of integers (a seed, an epoch, a row), the same on every platform."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The samples that are trained on: the chosen rows of one or several datasets, and what is stored of them.
+"""The samples that are trained on: the chosen rows of one or several datasets, and the values stored for them.
 
 Shapes: B samples of a batch, F the width of a vector.
 """
@@ -6,7 +6,8 @@ Shapes: B samples of a batch, F the width of a vector.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
@@ -14,28 +15,27 @@ import numpy as np
 import pyarrow as pa
 
 from clipkit.config import DataConfig
-from clipkit.data.captions import choose_captions
 from clipkit.data.column_cache import ImageColumn, SmallColumns, VectorColumn
 from clipkit.data.order.base import Draw
+from clipkit.data.random import key, uniforms
 from clipkit.data.training_rows import TrainingRows
 from clipkit.errors import DataError
 from clipkit.store import Dataset
 from clipkit.store.dataset import as_captions
 from clipkit.store.schema import ORIENTATION
 
+CAPTION_PURPOSE = 1
+
 T = TypeVar("T")
 
 
 class DatasetSamples:
-    """The chosen rows of one dataset as samples 0 to n - 1: a sample a row or, with `caption: each`, a caption.
-
-    Refuses to be used in a forked process, where Lance crashes.
-    """
+    """The chosen rows of one dataset as samples 0 to n - 1: one per row or, with `caption: each`, one per caption."""
 
     def __init__(
         self, dataset: Dataset, rows: np.ndarray, config: DataConfig, *, seed: int, columns: Sequence[str] = ()
     ) -> None:
-        """`columns` are those of small values that inputs read: they are kept in memory where they fit."""
+        """`columns` are the columns of small values that inputs read: they are kept in memory if they fit."""
         self.dataset = dataset
         self.rows = rows
         self._choice = config.caption
@@ -44,7 +44,7 @@ class DatasetSamples:
         names = [dataset.columns.image_id, *columns]
         names += [ORIENTATION] if ORIENTATION in dataset.schema.names else []
         self.small = SmallColumns(dataset, list(dict.fromkeys(names)))
-        self._images = ImageColumn(dataset, rows)
+        self.images = ImageColumn(dataset, rows)
         self._vectors: dict[str, VectorColumn] = {}
         self._first_sample = _caption_offsets(dataset, rows) if config.caption == "each" else None
 
@@ -56,49 +56,38 @@ class DatasetSamples:
         """How many samples each chosen row has, with `caption: each`."""
         return None if self._first_sample is None else np.diff(self._first_sample)
 
-    def places_of(self, samples: np.ndarray) -> np.ndarray:
-        """Where the samples' rows stand among the chosen ones."""
+    def rows_of(self, samples: np.ndarray) -> np.ndarray:
+        """Offsets of the samples' rows in the dataset."""
+        rows: np.ndarray = self.rows[self._positions(samples)]
+        return rows
+
+    def _positions(self, samples: np.ndarray) -> np.ndarray:
+        """Positions of the samples' rows among the chosen rows."""
         if self._first_sample is None:
             return samples
         return np.searchsorted(self._first_sample, samples, side="right") - 1
 
-    def rows_of(self, samples: np.ndarray) -> np.ndarray:
-        """Offsets in the dataset of the samples' rows."""
-        rows: np.ndarray = self.rows[self.places_of(samples)]
-        return rows
-
     def choose_captions(self, values: pa.RecordBatch, drawn: Draw) -> list[str]:
-        """The caption that each sample takes in its epoch, of the samples' small `values`; "" where there is none."""
+        """The caption that each sample uses in its epoch, from the samples' small `values`; "" if there is none."""
         captions = as_captions(values.column(self.dataset.columns.captions))
-        if self._first_sample is None:
-            rows = self.rows_of(drawn.samples)
-            return choose_captions(captions, self._choice, seed=self._seed, rows=rows, epochs=drawn.epochs)
-        numbers = (drawn.samples - self._first_sample[self.places_of(drawn.samples)]).tolist()
+        if self._choice == "longest":
+            return [max(texts, key=len, default="") for texts in captions]
+        numbers = [0] * len(captions)
+        if self._choice == "random":
+            draws = uniforms(key(self._seed, CAPTION_PURPOSE), self.rows_of(drawn.samples), drawn.epochs, count=1)[:, 0]
+            numbers = [int(draw * len(texts)) for texts, draw in zip(captions, draws.tolist(), strict=True)]
+        elif self._first_sample is not None:
+            numbers = (drawn.samples - self._first_sample[self._positions(drawn.samples)]).tolist()
         return [texts[number] if texts else "" for texts, number in zip(captions, numbers, strict=True)]
 
-    def keep_images(self, *, limit_bytes: int) -> None:
-        """Keep the encoded images in memory from the next batch on, if they take at most so many bytes."""
-        self._images.keep(limit_bytes=limit_bytes)
-
-    @property
-    def image_bytes_an_epoch(self) -> float:
-        """How much is read for one pass over the images, as far as the batches so far tell."""
-        return self._images.bytes_an_epoch
-
-    def take_images(self, rows: np.ndarray) -> list[memoryview]:
-        return self._images.take(rows)
-
     def take_vectors(self, rows: np.ndarray, column: str) -> np.ndarray:
-        """(B, F) values of a column of fixed-size lists, as they are stored."""
+        """(B, F) values of a column of fixed-size lists, as stored."""
         return self._vectors.setdefault(column, VectorColumn(self.dataset, column)).take(rows)
 
-    def take_pixels(self, rows: np.ndarray, column: str) -> list[np.ndarray | None]:
-        """Decoded pixels, flat; None for a row that has none."""
-        return self.dataset.take_pixels(rows, column)
-
     def refuse_fork(self) -> None:
+        """Raise DataError in a forked process, where Lance crashes."""
         if os.getpid() != self._pid:
-            # In one sentence: a DataLoader passes on the message of a worker's error, and not its hint.
+            # Without a hint: a DataLoader passes on only the message of a worker's error.
             raise DataError(
                 "a Lance dataset cannot be read in a forked process, where it would crash or hang: start the workers "
                 "with `multiprocessing_context='forkserver'` (or `spawn`)"
@@ -106,9 +95,23 @@ class DatasetSamples:
 
     def close(self) -> None:
         self.small.close()
-        self._images.close()
+        self.images.close()
         for vectors in self._vectors.values():
             vectors.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The samples of a batch that come from one dataset, and where they stand in the batch."""
+
+    owner: DatasetSamples
+    places: np.ndarray
+    drawn: Draw  # as the dataset numbers them
+    first_row: int  # the number of the dataset's first row in a batch
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self.owner.rows_of(self.drawn.samples)
 
 
 class Samples:
@@ -123,24 +126,18 @@ class Samples:
         return int(self._first_sample[-1])
 
     def at(self, drawn: Draw) -> DrawnSamples:
-        return DrawnSamples(self, drawn)
+        owners = np.searchsorted(self._first_sample, drawn.samples, side="right") - 1
+        found = []
+        # A rank's share may be empty. Its columns are read all the same, for their types and shapes.
+        for index in np.unique(owners).tolist() or [0]:
+            places = np.flatnonzero(owners == index)
+            local = Draw(drawn.samples[places] - self._first_sample[index], drawn.epochs[places])
+            found.append(_Part(self.parts[index], places, local, int(self._first_row[index])))
+        return DrawnSamples(drawn, found)
 
     def rows_of(self, samples: np.ndarray) -> np.ndarray:
-        """Rows as a batch numbers them: a dataset's after those of the datasets before it."""
-        rows = np.empty_like(samples)
-        for index, places in self.owners_of(samples):
-            rows[places] = self._first_row[index] + self.parts[index].rows_of(self.local(samples[places], index))
-        return rows
-
-    def owners_of(self, samples: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """(dataset, places of its samples) of each dataset that has some of these samples."""
-        owners = np.searchsorted(self._first_sample, samples, side="right") - 1
-        return [(index, np.flatnonzero(owners == index)) for index in np.unique(owners).tolist()]
-
-    def local(self, samples: np.ndarray, index: int) -> np.ndarray:
-        """The samples of one dataset as that numbers them."""
-        local: np.ndarray = samples - self._first_sample[index]
-        return local
+        """The samples' rows as `DrawnSamples.rows` numbers them."""
+        return self.at(Draw(samples, np.zeros_like(samples))).rows
 
     def close(self) -> None:
         for part in self.parts:
@@ -148,13 +145,11 @@ class Samples:
 
 
 class DrawnSamples:
-    """The samples of a batch; what is stored of them is read when it is asked for, in the order drawn."""
+    """The samples of a batch; what is stored for them is read on first use, in the order drawn."""
 
-    def __init__(self, samples: Samples, drawn: Draw) -> None:
+    def __init__(self, drawn: Draw, parts: Sequence[_Part]) -> None:
         self.drawn = drawn
-        self._samples = samples
-        # Of an empty share, which a rank may have, every column is asked for all the same.
-        self._owners = samples.owners_of(drawn.samples) or [(0, np.empty(0, dtype=np.int64))]
+        self._parts = parts
 
     def __len__(self) -> int:
         return len(self.drawn)
@@ -162,92 +157,79 @@ class DrawnSamples:
     @cached_property
     def rows(self) -> np.ndarray:
         """(B,) int64 rows; those of a second dataset are numbered after the first's."""
-        return self._samples.rows_of(self.drawn.samples)
+        rows = np.empty(len(self), dtype=np.int64)
+        for part in self._parts:
+            rows[part.places] = part.first_row + part.rows
+        return rows
 
     @cached_property
     def image_ids(self) -> list[str]:
-        return self._each_value(lambda part: part.dataset.columns.image_id)
+        return self._gather(
+            values.column(part.owner.dataset.columns.image_id).to_pylist()
+            for part, values in zip(self._parts, self._small, strict=True)
+        )
 
     @property
     def has_captions(self) -> bool:
-        """Whether captions are among the columns that are read."""
-        return all(part.dataset.columns.captions in part.small.names for part in self._samples.parts)
+        """Whether an input reads the captions."""
+        return all(part.owner.dataset.columns.captions in part.owner.small.names for part in self._parts)
 
     @cached_property
     def captions(self) -> list[str]:
-        """The caption that each sample takes, "" where it has none."""
+        """The caption that each sample uses, "" if it has none."""
         return self._gather(
-            [
-                self._samples.parts[index].choose_captions(values, local)
-                for (index, local), values in zip(self._local, self._small, strict=True)
-            ]
+            part.owner.choose_captions(values, part.drawn)
+            for part, values in zip(self._parts, self._small, strict=True)
         )
 
     @cached_property
     def orientations(self) -> list[int | None]:
-        """EXIF orientations that the datasets hold; None where only the image's file tells."""
-        parts = []
-        for values in self._small:
-            stored = values.column(ORIENTATION).to_pylist() if ORIENTATION in values.schema.names else None
-            parts.append([orientation or 1 for orientation in stored] if stored else [None] * len(values))
-        return self._gather(parts)
+        """EXIF orientations that the datasets store; None if only the image file has it."""
+        return self._gather(
+            [orientation or 1 for orientation in values.column(ORIENTATION).to_pylist()]
+            if ORIENTATION in values.schema.names
+            else [None] * len(values)
+            for values in self._small
+        )
 
     def values(self, column: str) -> list[object]:
-        """Python values of a column that an input names in its `columns`."""
-        return self._each_value(lambda part: column)
+        """Python values of a column that an input lists in its `columns`."""
+        return self._gather(values.column(column).to_pylist() for values in self._small)
 
     def vectors(self, column: str) -> np.ndarray:
-        """(B, F) values of a column of fixed-size lists, as they are stored."""
-        parts = [part.take_vectors(rows, column) for part, rows in self._local_rows()]
+        """(B, F) values of a column of fixed-size lists, as stored."""
+        parts = self._read(lambda owner, rows: owner.take_vectors(rows, column))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)[self._order]
 
     def images(self) -> list[memoryview]:
         """Encoded images; a null one is empty."""
-        return self._gather([part.take_images(rows) for part, rows in self._local_rows()])
+        return self._gather(self._read(lambda owner, rows: owner.images.take(rows)))
 
     def pixels(self, column: str) -> list[np.ndarray | None]:
-        """Decoded pixels of a column that caches them, flat; None for a row that has none."""
-        return self._gather([part.take_pixels(rows, column) for part, rows in self._local_rows()])
-
-    def _each_value(self, column_of: Callable[[DatasetSamples], str]) -> list[T]:
-        columns = [column_of(self._samples.parts[index]) for index, _ in self._local]
-        return self._gather(
-            [values.column(column).to_pylist() for values, column in zip(self._small, columns, strict=True)]
-        )
-
-    @cached_property
-    def _local(self) -> list[tuple[int, Draw]]:
-        """The samples by dataset, as each numbers them."""
-        drawn = self.drawn
-        return [
-            (index, Draw(self._samples.local(drawn.samples[places], index), drawn.epochs[places]))
-            for index, places in self._owners
-        ]
+        """Decoded pixels of a pixel cache's column, flat; None for a row that has none."""
+        return self._gather(self._read(lambda owner, rows: owner.dataset.take_pixels(rows, column)))
 
     @cached_property
     def _small(self) -> list[pa.RecordBatch]:
-        return [part.small.take(rows) for part, rows in self._local_rows()]
+        return self._read(lambda owner, rows: owner.small.take(rows))
 
-    def _local_rows(self) -> Iterator[tuple[DatasetSamples, np.ndarray]]:
-        for index, local in self._local:
-            part = self._samples.parts[index]
-            part.refuse_fork()
-            yield part, part.rows_of(local.samples)
+    def _read(self, take: Callable[[DatasetSamples, np.ndarray], T]) -> list[T]:
+        for part in self._parts:
+            part.owner.refuse_fork()
+        return [take(part.owner, part.rows) for part in self._parts]
 
     @cached_property
     def _order(self) -> np.ndarray:
-        return np.argsort(np.concatenate([places for _, places in self._owners]))
+        return np.argsort(np.concatenate([part.places for part in self._parts]))
 
-    def _gather(self, parts: Sequence[Sequence[T]]) -> list[T]:
+    def _gather(self, parts: Iterable[Sequence[T]]) -> list[T]:
         """Values by dataset, in the order drawn."""
-        if len(parts) == 1:
-            return list(parts[0])
         joined = [value for part in parts for value in part]
-        return [joined[place] for place in self._order.tolist()]
+        return joined if len(self._parts) == 1 else [joined[place] for place in self._order.tolist()]
 
 
 def make_samples(training: TrainingRows, config: DataConfig, *, seed: int, columns: Sequence[str] = ()) -> Samples:
-    """The samples of the training rows; `columns` are those of small values that inputs read."""
+    """The samples of the training rows; `columns` are the columns of small values that inputs read."""
     parts = []
     for dataset, rows in zip(training.datasets, training.rows, strict=True):
         parts.append(DatasetSamples(dataset, rows, config, seed=seed, columns=columns))

@@ -1,4 +1,4 @@
-"""Texts to padded token ids: a published model's tokenizer, or a WordPiece one trained on the captions."""
+"""Texts to padded token ids: the tokenizer of a published model, or a WordPiece tokenizer trained on the captions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clipkit.errors import ModelError, first_line
 
 Padding = Literal["longest", "max"]
 PAD_MULTIPLE = 8
-REMEMBERED = 200_000
+REMEMBERED = 200_000  # texts whose ids are kept in memory
 Ids = np.ndarray  # (T,) int32
 NUM_PROBES = 64
 SPECIAL_TOKENS = {
@@ -33,10 +33,10 @@ SPECIAL_TOKENS = {
 
 
 class FastTokenizer:
-    """A `tokenizers` tokenizer with its length and padding; fulfils `types.Tokenizer`."""
+    """A tokenizer of the `tokenizers` library with a length and padding; implements `types.Tokenizer`."""
 
     def __init__(self, library_tokenizer: Any, *, max_tokens: int, padding: Padding) -> None:
-        """`library_tokenizer` is a fast tokenizer of transformers, which also knows how to save itself."""
+        """`library_tokenizer` is a fast tokenizer of transformers, which can also save itself."""
         self._library = library_tokenizer
         self._backend: tokenizers.Tokenizer = library_tokenizer.backend_tokenizer
         self._backend.no_padding()
@@ -64,20 +64,15 @@ class FastTokenizer:
         return self._max_tokens
 
     @property
-    def num_remembered(self) -> int:
-        """How many texts have their ids kept in memory."""
-        return REMEMBERED
-
-    @property
     def fingerprint(self) -> str:
-        """A hash of the vocabulary, the rules and the length, but not of the padding: equal for equal ids."""
+        """A hash of everything that decides the ids: the vocabulary, the rules and the length, but not the padding."""
         return hashlib.sha256(f"{self._vocabulary}:{self._max_tokens}".encode()).hexdigest()[:16]
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         return self.pad(self.encode(texts))
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each text (int32), cut to `max_tokens` and not padded; the most recent texts are remembered."""
+        """Token ids of each text (int32), truncated to `max_tokens`, not padded; recent texts are cached."""
         memory = self._memory
         new = [text for text in dict.fromkeys(texts) if text not in memory]
         if len(memory) + len(new) > REMEMBERED:
@@ -88,7 +83,7 @@ class FastTokenizer:
         return [memory[text] for text in texts]
 
     def pad(self, ids: Sequence[Ids]) -> dict[str, torch.Tensor]:
-        """`input_ids` and `attention_mask`, both (B, T); T is the longest, rounded up to 8, or `max_tokens`."""
+        """`input_ids` and `attention_mask`, both (B, T); T is the longest length, rounded up to 8, or `max_tokens`."""
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         width = self._max_tokens
         if self._padding == "longest":
@@ -107,29 +102,25 @@ class FastTokenizer:
         """The share of texts that are longer than `max_tokens`."""
         if not texts:
             return 0.0
-        encodings = self._uncut_library().backend_tokenizer.encode_batch_fast(list(texts))
-        return sum(len(encoding) > self._max_tokens for encoding in encodings) / len(texts)
+        encodings = self._backend.encode_batch_fast(list(texts))
+        return sum(bool(encoding.overflowing) for encoding in encodings) / len(texts)
 
     def save(self, folder: Path) -> None:
         """Write the files that `load_tokenizer` and transformers read."""
-        self._uncut_library().save_pretrained(str(folder))
-
-    def _uncut_library(self) -> Any:
-        """A copy without truncation: checkpoints are written while a loader's threads encode with this one."""
-        library = copy.deepcopy(self._library)
+        library = copy.deepcopy(self._library)  # the loader's threads encode with this one meanwhile
         library.backend_tokenizer.no_truncation()
-        return library
+        library.save_pretrained(str(folder))
 
 
 def load_tokenizer(source: str | Path, *, max_tokens: int, padding: Padding) -> FastTokenizer:
-    """The tokenizer of a local folder or, by its name, of a model of the Hugging Face hub."""
+    """The tokenizer of a local folder, or of a model on the Hugging Face hub by its name."""
     name = str(source)
     if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
         raise ModelError(f"there is no tokenizer folder `{name}`", hub.OFFLINE_TEXT_HINT)
     try:
         with hub.one_attempt(name):
             library = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # the library raises OSError, ValueError, KeyError … for what it cannot use
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and more
         raise ModelError(
             f"the tokenizer of `{name}` cannot be loaded: {first_line(error)}", hub.OFFLINE_TEXT_HINT
         ) from error
@@ -141,9 +132,9 @@ def load_tokenizer(source: str | Path, *, max_tokens: int, padding: Padding) -> 
 
 
 def check_vocabulary(tokenizer: FastTokenizer, *, name: str) -> None:
-    """Refuse a tokenizer that does not know the words of its own vocabulary.
+    """Raise ModelError if a tokenizer does not recognise the words of its own vocabulary.
 
-    Some ways of loading one leave the vocabulary out, and every word silently becomes the unknown token.
+    transformers can load one without its vocabulary, and then every word silently becomes the unknown token.
     """
     backend = tokenizer._backend
     special = set(tokenizer._library.all_special_ids)
@@ -153,16 +144,18 @@ def check_vocabulary(tokenizer: FastTokenizer, *, name: str) -> None:
     if not any(set(encoding.ids) - special for encoding in backend.encode_batch_fast(probes)):
         raise ModelError(
             f"the tokenizer of `{name}` maps every word to its unknown token",
-            "its vocabulary was not loaded: the folder should have a `tokenizer.json`, or a `vocab.txt` and a "
-            "`config.json` that names the model's type",
+            "its vocabulary was not loaded: the folder needs a `tokenizer.json`, or a `vocab.txt` and a `config.json` "
+            "with the model's type",
         )
 
 
 def train_tokenizer(
     captions: Iterable[str], *, vocab_size: int, lowercase: bool, max_tokens: int, padding: Padding
 ) -> FastTokenizer:
-    """A BERT-like WordPiece tokenizer of these captions' words, the same for the same captions. Accents are kept,
-    composed (NFC)."""
+    """A BERT-like WordPiece tokenizer trained on these captions; the same captions give the same tokenizer.
+
+    Accents are kept, composed (NFC).
+    """
     captions = list(captions)
     normalizer = normalizers.Sequence(
         [
@@ -174,8 +167,8 @@ def train_tokenizer(
     trained = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizer
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # The library numbers letters in the order of a hash table, and so breaks ties between pieces at random: given as
-    # special tokens they are numbered in order. In the tokenizer itself they are nothing special.
+    # The library numbers letters in the order of a hash table, which breaks ties between pieces at random. As special
+    # tokens they are numbered in order. The tokenizer that is built from the vocabulary treats them as usual.
     letters = _letters(normalizer.normalize_str(caption) for caption in captions)
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[*special, *letters], show_progress=False)
     trained.train_from_iterator(captions, trainer)
@@ -197,6 +190,6 @@ def _letters(texts: Iterable[str]) -> list[str]:
     later: set[str] = set()
     for text in texts:
         for word in text.split():
-            first.update(word)  # punctuation within splits a word, so that any letter can be a first one
+            first.update(word)  # punctuation splits a word, so any letter can be a first one
             later.update(word[1:])
     return [*sorted(first), *(f"##{letter}" for letter in sorted(later))]

@@ -1,4 +1,4 @@
-"""The rows that a run is trained on: chosen once, from one or several datasets."""
+"""The rows that a run trains on, selected once from one or several datasets."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def named_columns(config: DataConfig) -> Columns:
 
 
 def training_sources(config: DataConfig) -> list[tuple[str, str | None]]:
-    """The datasets that are trained on, each with the filter that chooses its rows."""
+    """The training datasets, each with the filter that selects its rows."""
     if config.dataset:
         return [(config.dataset, config.train)]
     return [(source.dataset, source.train or config.train) for source in config.sources]
 
 
 class TrainingRows:
-    """The chosen rows of `data.dataset`, or of each of `data.sources`."""
+    """The selected rows of `data.dataset`, or of each of `data.sources`."""
 
     def __init__(self, config: DataConfig, datasets: Sequence[Dataset] | None = None) -> None:
-        """`datasets` are the config's where they are open already. Choosing no row is an error."""
+        """`datasets` are those of the config, if they are open already. A filter that selects no row is an error."""
         sources = training_sources(config)
         if datasets is None:
             datasets = [Dataset(uri, columns=named_columns(config)) for uri, _ in sources]
@@ -39,7 +39,7 @@ class TrainingRows:
         )
 
     def captions(self, *, num_rows: int) -> list[str]:
-        """The captions of all rows or, in each dataset that has more, of so many spread over it."""
+        """The captions of all rows or, for a dataset with more than `num_rows`, of about that many spread over it."""
         found = []
         for dataset, rows in zip(self.datasets, self.rows, strict=True):
             step = -(-len(rows) // num_rows)
@@ -47,17 +47,20 @@ class TrainingRows:
         return found
 
     def all_captions(self) -> Iterator[str]:
-        """Every caption of the rows, and "" for a row without one."""
-        for dataset, rows in zip(self.datasets, self.rows, strict=True):
-            for start in range(0, len(rows), ROWS_AT_ONCE):
-                for captions in dataset.take_captions(rows[start : start + ROWS_AT_ONCE]):
-                    yield from captions or [""]
+        """Every caption of the rows, and "" for a row that has none."""
+        for dataset, rows in self._chunks():
+            for captions in dataset.take_captions(rows):
+                yield from captions or [""]
 
     def values(self, column: str) -> Iterator[Any]:
         """The Python value of a column in each row."""
+        for dataset, rows in self._chunks():
+            yield from dataset.take(rows, [column]).column(0).to_pylist()
+
+    def _chunks(self) -> Iterator[tuple[Dataset, np.ndarray]]:
         for dataset, rows in zip(self.datasets, self.rows, strict=True):
             for start in range(0, len(rows), ROWS_AT_ONCE):
-                yield from dataset.take(rows[start : start + ROWS_AT_ONCE], [column]).column(0).to_pylist()
+                yield dataset, rows[start : start + ROWS_AT_ONCE]
 
 
 def _select(dataset: Dataset, where: str | None, limit: int | None) -> np.ndarray:

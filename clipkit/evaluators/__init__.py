@@ -1,4 +1,4 @@
-"""Kinds of measurement: a model on fixed rows, to numbers."""
+"""Evaluators: each measures a model on fixed rows."""
 
 from clipkit.evaluators.base import BaseEvaluator, EvaluatorContext, build_evaluator
 

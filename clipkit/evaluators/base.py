@@ -1,4 +1,4 @@
-"""Building an evaluator from its section, and what most evaluators have in common."""
+"""Building an evaluator from its section, and a base class with defaults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from clipkit.types import Batch, Evaluator, Progress, Ranks, Table, Task, no_pro
 
 @dataclass(frozen=True, slots=True)
 class EvaluatorContext:
-    """What the builder of an evaluator gets: the rows to measure on, and the task whose model is measured."""
+    """What the builder of an evaluator gets besides its section: the rows, and the task whose model is measured."""
 
     task: Task
     dataset: Dataset
@@ -33,7 +33,7 @@ class EvaluatorContext:
     batch_size: int
 
     def batches(self, inputs: Sequence[Input], ranks: Ranks, *, device: torch.device) -> Generator[Batch, None, None]:
-        """A rank's share of the rows in order, on the device, without augmentation."""
+        """Batches of a rank's share of the rows, in order, on the device, without augmentation."""
         share = self.rows[len(self.rows) * ranks.rank // ranks.world : len(self.rows) * (ranks.rank + 1) // ranks.world]
         with closing(iterate_rows(self.dataset, share, inputs, self.data, batch_size=self.batch_size)) as batches:
             yield from prefetch_to_device(batches, device)
@@ -46,9 +46,10 @@ def build_evaluator(section: EvaluatorSection, context: EvaluatorContext) -> Eva
 
 
 class BaseEvaluator:
-    """The parts of `types.Evaluator` that many share; yours adds `main`, `lower_is_better` and `run`."""
+    """Defaults for a `types.Evaluator`; a subclass adds `main`, `lower_is_better` and `run`."""
 
     main: str
+    metrics: Sequence[str] = ()
     lower_is_better: frozenset[str] = frozenset()
 
     @property
@@ -60,7 +61,7 @@ class BaseEvaluator:
 
     def report(self, model: nn.Module, *, picture: Path | None, progress: Progress = no_progress) -> dict[str, Any]:
         if picture is not None:
-            raise ConfigError("this kind of evaluation draws no picture", "leave `--picture` out")
+            raise ConfigError("this kind of evaluator cannot draw a picture", "remove `--picture`")
         return self.run(model, Ranks(), progress)
 
     def describe(self, report: Mapping[str, Any]) -> Sequence[str | Table]:

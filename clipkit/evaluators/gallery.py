@@ -1,4 +1,4 @@
-"""Every image and every caption of some rows, embedded once, shared out among ranks.
+"""The images and captions of some rows, each embedded once, with the work shared among ranks.
 
 Shapes: N images, M captions, D the embedding.
 """
@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 
 
 class Gallery:
-    """Rows to retrieve from: every image once and every one of its captions."""
+    """Rows to retrieve from: each image once, with all of its captions."""
 
     def __init__(self, context: EvaluatorContext) -> None:
-        assert isinstance(context.task, ContrastiveTask), "the evaluator has checked it"
+        assert isinstance(context.task, ContrastiveTask), "the evaluator checks it"
         self._context = context
         self._image_inputs = context.task.image.inputs(None)
         self._tokenizer = context.task.text.tokenizer
         rows = context.rows
-        if context.data.features.text is not None:  # a stored vector a row stands for its captions
+        if context.data.features.text is not None:  # each row has one stored vector instead of captions
             self._captions: list[str] = []
             per_image = np.ones(len(rows), dtype=np.int64)
         else:
@@ -50,7 +50,7 @@ class Gallery:
         return len(self.caption_to_image)
 
     def embed(self, model: DualEncoder, ranks: Ranks, progress: Progress = no_progress) -> tuple[Tensor, Tensor]:
-        """Images (N, D) and captions (M, D) in float32 on the model's device, whole on every rank."""
+        """Images (N, D) and captions (M, D) in float32 on the model's device, all of them on every rank."""
         images, texts = _Rows(), _Rows()
         total, num_undecodable = self.num_images + self.num_captions, 0
         with evaluating(model):
@@ -63,7 +63,7 @@ class Gallery:
                 texts.add(places, model.encode_text(on_device))
                 progress(images.num_rows + texts.num_rows, total)
             if num_undecodable:
-                log.warning("%d images cannot be decoded: they are measured as if they were black", num_undecodable)
+                log.warning("%d images cannot be decoded; black images are measured instead", num_undecodable)
             dim = model.embedding_dim
             return (
                 images.whole(self.num_images, dim=dim, device=model.device),
@@ -71,7 +71,7 @@ class Gallery:
             )
 
     def _texts(self, ranks: Ranks) -> Iterator[tuple[np.ndarray, Mapping[str, Tensor]]]:
-        """Places of a rank's captions, with their tokens or stored features."""
+        """Positions of a rank's captions, with their tokens or stored features."""
         start, end = (self.num_captions * part // ranks.world for part in (ranks.rank, ranks.rank + 1))
         size = self._context.batch_size
         for first in range(start, end, size):
@@ -89,7 +89,7 @@ class Gallery:
 
 
 class _Rows:
-    """Embeddings with their places, collected on this rank and put together from all."""
+    """Embeddings with their positions, collected on this rank and then gathered from all ranks."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -105,6 +105,6 @@ class _Rows:
         own = torch.cat([torch.empty(0, dtype=torch.int64), *self._places]).to(device)
         places = torch.cat(gather_arrays(own))
         embeddings = torch.cat(gather_arrays(torch.cat([torch.empty(0, dim, device=device), *self._embeddings])))
-        result = torch.full((count, dim), torch.nan, device=device)  # a row that no rank had counts as wrong
+        result = torch.full((count, dim), torch.nan, device=device)  # a row that no rank embedded counts as wrong
         result[places] = embeddings
         return result

@@ -1,10 +1,11 @@
-"""Retrieval both ways, exact: each caption among all images, each image among all captions.
+"""Exact retrieval in both directions: each caption among all images, and each image among all captions.
 
 Shapes: N images, M captions, D the embedding.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from clipkit.models import DualEncoder
 from clipkit.tasks.contrastive import ContrastiveTask
 from clipkit.types import Progress, Ranks, Table, no_progress
 
+log = logging.getLogger(__name__)
 RANK_SAMPLE = 2048  # embeddings that the effective rank is computed from
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 RECALLS = ("recall@1", "recall@5", "recall@10")
@@ -33,22 +35,26 @@ class Retrieval(BaseEvaluator):
     main = "text_to_image/recall@10"
     lower_is_better = frozenset({"median_rank", "mean_rank"})
     shown = tuple(f"{direction}/{recall}" for direction in DIRECTIONS for recall in RECALLS)
+    metrics = (
+        *(f"{direction}/{name}" for direction in DIRECTIONS for name in (*RECALLS, "median_rank", "mean_rank")),
+        *(f"embeddings/{side}_{name}" for side in ("image", "text") for name in ("cosine", "rank")),
+    )
 
     def __init__(self, context: EvaluatorContext) -> None:
         if not isinstance(context.task, ContrastiveTask):
             raise ConfigError(
-                "retrieval is measured for models that embed images and texts, and this is none",
+                "retrieval needs a model that embeds images and texts",
                 "choose another `kind` in `evaluate`",
             )
         self._context = context
         self._gallery = Gallery(context)
         if not self._gallery.num_captions:
             raise DataError(
-                f"the chosen rows of `{context.dataset.uri}` have no captions", "choose others, by split or by filter"
+                f"the chosen rows of `{context.dataset.uri}` have no captions", "choose others by split or filter"
             )
 
     def run(self, model: nn.Module, ranks: Ranks, progress: Progress = no_progress) -> dict[str, Any]:
-        """Recalls and ranks both ways, and how spread out the embeddings are."""
+        """Recalls and ranks in both directions, and how spread out the embeddings are."""
         image_ND, text_MD, owner_M = self._embed(model, ranks, progress)
         spread = {
             "image_cosine": mean_cosine(image_ND).item(),
@@ -59,12 +65,15 @@ class Retrieval(BaseEvaluator):
         return {**retrieval(image_ND, text_MD, owner_M), "embeddings": spread}
 
     def report(self, model: nn.Module, *, picture: Path | None, progress: Progress = no_progress) -> dict[str, Any]:
-        """Recalls and ranks, also among twins, with the protocol; what is found for some captions as a picture."""
+        """Recalls and ranks, also among twins, and the protocol; `picture` shows what is found for some captions."""
         image_ND, text_MD, owner_M = self._embed(model, Ranks(), progress)
         dataset, rows = self._context.dataset, self._context.rows
         if picture is not None:
             answers = find_answers(dataset, rows, image_ND=image_ND, text_MD=text_MD, owner_M=owner_M)
-            save_picture(picture, answers)
+            try:
+                save_picture(picture, answers, title=f"{len(answers)} of {len(owner_M):,} captions")
+            except DataError as error:  # after minutes of work the numbers count
+                log.warning("%s", error.message)
         num_images, num_captions = self._gallery.num_images, self._gallery.num_captions
         return {
             "num_images": num_images,

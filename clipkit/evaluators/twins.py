@@ -1,4 +1,4 @@
-"""Images with twins, which are described by the same words in another arrangement.
+"""Retrieval among images and their twins, whose captions have the same words in another arrangement.
 
 Shapes: N images, M captions, D the embedding.
 """
@@ -19,7 +19,7 @@ TWIN_OF, TWIN_KIND, NO_KIND = "twin_of", "twin_kind", "any"
 def measure_twins(
     dataset: Dataset, rows: Rows, *, image_ND: Tensor, text_MD: Tensor, owner_M: Tensor
 ) -> dict[str, Any]:
-    """Where images have twins: retrieval among the originals, and how often a caption finds its image of the two."""
+    """If images have twins: retrieval among the originals, and how often a caption picks its image of the two."""
     names = set(dataset.schema.names)
     if TWIN_OF not in names:
         return {}

@@ -1,4 +1,5 @@
-"""Losses of paired embeddings, a module a loss: a pure function, alike on one rank and on several, and its PairLoss."""
+"""Losses of paired embeddings: in each module a pure function, which gives the same on any number of ranks, and its
+PairLoss."""
 
 from clipkit.losses.base import PairLoss, Temperature
 

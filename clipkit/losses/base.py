@@ -1,4 +1,4 @@
-"""The contract of losses of pairs: a loss owns its temperature, its chance level and what goes wrong with it.
+"""The contract of losses of pairs: a loss has a temperature, a chance level and alarms.
 
 Shapes: B this rank's pairs, D the embedding.
 """
@@ -15,9 +15,9 @@ from clipkit.distributed import Shares
 
 
 class Temperature(nn.Module):
-    """The scale of the logits, 1 / temperature, and SigLIP's bias; parameters where they are learned.
+    """The scale of the logits, 1 / temperature, and SigLIP's bias; they are parameters if they are learned.
 
-    The scale is kept as its logarithm, so that a step changes it by a share of itself.
+    The logarithm of the scale is learned, so that a step changes the scale in proportion to its value.
     """
 
     log_scale: Tensor
@@ -35,10 +35,10 @@ class Temperature(nn.Module):
         super().__init__()
         self.is_learned = learn
         self.minimum = minimum
-        self._keep("log_scale", math.log(1 / temperature), learn=learn)
-        self._keep("bias", bias, learn=learn_bias)
+        self._add("log_scale", math.log(1 / temperature), learn=learn)
+        self._add("bias", bias, learn=learn_bias)
 
-    def _keep(self, name: str, value: float, *, learn: bool) -> None:
+    def _add(self, name: str, value: float, *, learn: bool) -> None:
         tensor = torch.tensor(value)
         if learn:
             self.register_parameter(name, nn.Parameter(tensor))
@@ -56,24 +56,24 @@ class Temperature(nn.Module):
 
 
 class PairLoss:
-    """A loss of paired embeddings, whose `temperature` becomes part of the model. Subclass it and write `__call__`."""
+    """A loss of paired embeddings; its `temperature` becomes part of the model. Subclass it and write `__call__`."""
 
     collapse_cause = "the learning rate may be too high, or the batches too small"
-    """Why embeddings may collapse under this loss, for the alarm."""
+    """Why embeddings may collapse with this loss, for the alarm."""
 
     def __init__(self, temperature: Temperature | None = None) -> None:
         self.temperature = temperature or Temperature()
 
     def __call__(self, image_BD: Tensor, text_BD: Tensor, *, shares: Shares) -> Tensor:
-        """The mean over this rank's pairs; the negatives are those of all ranks."""
+        """The mean over this rank's pairs, with the negatives of all ranks."""
         raise NotImplementedError
 
     def chance(self, batch_size: int) -> float | None:
-        """The loss of embeddings that distinguish nothing, if it has such a level."""
+        """The loss of embeddings that distinguish nothing; None if the loss has no such level."""
         return None
 
     def alarms(self, metrics: Mapping[str, float]) -> dict[str, str]:
-        """What is going wrong with the temperature, from a step's metrics."""
+        """Problems with the temperature by name, from a step's metrics."""
         temperature = metrics.get("temperature")
         if temperature is None or not self.temperature.is_learned or temperature > self.temperature.minimum * 1.001:
             return {}

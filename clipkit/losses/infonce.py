@@ -1,4 +1,4 @@
-"""Each caption against the batch's images and each image against its captions (CLIP, arXiv 2103.00020)."""
+"""Each caption against the images of the batch, and each image against its captions (CLIP, arXiv 2103.00020)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from clipkit.config import InfoNCE
 from clipkit.distributed import Shares, gather
 from clipkit.losses.base import PairLoss, Temperature
-from clipkit.losses.tiles import mean_over_own, sum_of_tiles
+from clipkit.losses.tiles import mean_over_pairs, sum_of_tiles
 
 
 def infonce(
@@ -22,7 +22,7 @@ def infonce(
     label_smoothing: float = 0.0,
     shares: Shares | None = None,
 ) -> Tensor:
-    """The mean of two cross entropies: image among all texts, text among all images (CLIP, arXiv 2103.00020)."""
+    """The mean of two cross entropies: each image against all texts, and each text against all images."""
     shares = shares or Shares((len(image_BD),))
     image_ND, text_ND = gather(image_BD, shares), gather(text_BD, shares)
     own_B = torch.arange(len(image_BD), device=image_BD.device) + shares.offset
@@ -39,7 +39,7 @@ def infonce(
         ]
         return (sums[0] + sums[1]) / 2
 
-    return mean_over_own(sum_of_tiles(tile, len(image_BD), shares.total), len(image_BD))
+    return mean_over_pairs(sum_of_tiles(tile, len(image_BD), shares.total), len(image_BD))
 
 
 class InfoNCELoss(PairLoss):
@@ -55,7 +55,3 @@ class InfoNCELoss(PairLoss):
 
     def chance(self, batch_size: int) -> float:
         return math.log(batch_size)
-
-
-def build(section: InfoNCE) -> PairLoss:
-    return InfoNCELoss(section)

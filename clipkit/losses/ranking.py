@@ -1,4 +1,4 @@
-"""-mean of the diagonal of log-softmax of the cosine matrix, one way."""
+"""Softmax cross entropy of the cosine similarities in one direction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clipkit.config import Ranking
 from clipkit.distributed import Shares, gather
 from clipkit.losses.base import PairLoss, Temperature
-from clipkit.losses.tiles import mean_over_own, sum_of_tiles
+from clipkit.losses.tiles import mean_over_pairs, sum_of_tiles
 
 
 def ranking(
@@ -23,7 +23,7 @@ def ranking(
     temperature: float = 1.0,
     shares: Shares | None = None,
 ) -> Tensor:
-    """-mean of the diagonal of log-softmax of the cosine matrix, one way."""
+    """Minus the mean of the diagonal of the log-softmax of the cosine matrix, in one direction."""
     shares = shares or Shares((len(image_BD),))
     query_BD, target_BD = (image_BD, text_BD) if direction == "image_to_text" else (text_BD, image_BD)
     query_BD = F.normalize(query_BD, dim=-1)
@@ -33,7 +33,7 @@ def ranking(
     def tile(rows: slice) -> Tensor:
         return F.cross_entropy(query_BD[rows] @ target_ND.T / temperature, own_B[rows], reduction="sum")
 
-    return mean_over_own(sum_of_tiles(tile, len(image_BD), shares.total), len(image_BD))
+    return mean_over_pairs(sum_of_tiles(tile, len(image_BD), shares.total), len(image_BD))
 
 
 class RankingLoss(PairLoss):
@@ -47,7 +47,3 @@ class RankingLoss(PairLoss):
 
     def chance(self, batch_size: int) -> float:
         return math.log(batch_size)
-
-
-def build(section: Ranking) -> PairLoss:
-    return RankingLoss(section)

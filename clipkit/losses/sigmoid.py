@@ -1,4 +1,4 @@
-"""A yes or no for each image and text of a batch (SigLIP, arXiv 2303.15343)."""
+"""Each pair of an image and a text classified as matching or not (SigLIP, arXiv 2303.15343)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from clipkit.config import Sigmoid
 from clipkit.distributed import Shares, rotate
 from clipkit.losses.base import PairLoss, Temperature
-from clipkit.losses.tiles import mean_over_own, sum_of_tiles
+from clipkit.losses.tiles import mean_over_pairs, sum_of_tiles
 
 
 def sigmoid(
@@ -21,22 +21,22 @@ def sigmoid(
     bias: Tensor | float,
     shares: Shares | None = None,
 ) -> Tensor:
-    """A yes or no for each image and text, summed over the texts (SigLIP, arXiv 2303.15343).
+    """The binary cross entropy of each image with each text, summed over the texts.
 
-    On several ranks the texts go round in a ring: none holds more than one rank's texts beside its own.
+    Several ranks pass their texts around in a ring, so each holds the texts of at most one other rank at a time.
     """
     shares = shares or Shares((len(image_BD),))
     matching = scale * (image_BD * text_BD).sum(-1) + bias
-    loss = -matching.sum()  # softplus(-x) = softplus(x) - x turns the pairs' `no` below into a `yes`
+    loss = -matching.sum()  # softplus(-x) = softplus(x) - x: below, all pairs count as negatives
     visiting_BD = text_BD
     for step in range(shares.world):
         if step:
             visiting_BD = rotate(visiting_BD, shares, step=step)
-        loss = loss + _sum_of_no(image_BD, visiting_BD, scale=scale, bias=bias)
-    return mean_over_own(loss, len(image_BD))
+        loss = loss + _sum_of_negatives(image_BD, visiting_BD, scale=scale, bias=bias)
+    return mean_over_pairs(loss, len(image_BD))
 
 
-def _sum_of_no(image_BD: Tensor, text_MD: Tensor, *, scale: Tensor | float, bias: Tensor | float) -> Tensor:
+def _sum_of_negatives(image_BD: Tensor, text_MD: Tensor, *, scale: Tensor | float, bias: Tensor | float) -> Tensor:
     def tile(rows: slice) -> Tensor:
         return F.softplus(scale * image_BD[rows] @ text_MD.T + bias).sum()
 
@@ -59,7 +59,3 @@ class SigmoidLoss(PairLoss):
     def chance(self, batch_size: int) -> float:
         """The best constant answer is 1 / batch_size."""
         return math.log(batch_size) - (batch_size - 1) * math.log1p(-1 / batch_size)
-
-
-def build(section: Sigmoid) -> PairLoss:
-    return SigmoidLoss(section)

@@ -1,4 +1,4 @@
-"""The loss of the Lance and Keras examples: targets made of the batch's own similarities."""
+"""The loss of the Lance and Keras examples, whose targets are the similarities within the batch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch import Tensor
 from clipkit.config import SoftTargets
 from clipkit.distributed import Shares, gather
 from clipkit.losses.base import PairLoss, Temperature
-from clipkit.losses.tiles import mean_over_own, sum_of_tiles, tiles
+from clipkit.losses.tiles import mean_over_pairs, sum_of_tiles, tiles
 
 
 def soft_targets(
     image_BD: Tensor, text_BD: Tensor, *, temperature: float = 1.0, shares: Shares | None = None
 ) -> Tensor:
-    """Cross entropy against the batch's own similarities, as in the Lance and Keras examples.
+    """Cross entropy against the similarities within the batch, as in the Lance and Keras examples.
 
-    With logits = T I' / t and targets = softmax over rows of (I I' + T T') / 2 * t, the texts' loss is that of the
-    rows and the images' that of both transposed. The targets carry gradient, as they do there: a batch whose
-    embeddings are all alike is a minimum of sorts, so this collapses easily without normalisation.
+    With logits = T I' / t and targets = softmax over rows of (I I' + T T') / 2 * t, the texts' loss is the cross
+    entropy of the rows, and the images' that of both transposed. The targets have a gradient, as in the examples.
+    Identical embeddings are nearly a minimum, so without normalisation training collapses easily.
     """
     shares = shares or Shares((len(image_BD),))
     image_ND, text_ND = gather(image_BD, shares), gather(text_BD, shares)
 
-    def similarity(rows: slice) -> Tensor:  # a symmetric matrix: its columns are its rows
+    def similarity(rows: slice) -> Tensor:  # a symmetric matrix
         return (image_BD[rows] @ image_ND.T + text_BD[rows] @ text_ND.T) / 2 * temperature
 
     def normalizer(rows: slice) -> Tensor:
@@ -42,7 +42,7 @@ def soft_targets(
         image_loss = -(image_target_BN * image_logits_BN.log_softmax(-1)).sum()
         return (text_loss + image_loss) / 2
 
-    return mean_over_own(sum_of_tiles(tile, len(image_BD), shares.total), len(image_BD))
+    return mean_over_pairs(sum_of_tiles(tile, len(image_BD), shares.total), len(image_BD))
 
 
 class SoftTargetsLoss(PairLoss):
@@ -54,7 +54,3 @@ class SoftTargetsLoss(PairLoss):
 
     def __call__(self, image_BD: Tensor, text_BD: Tensor, *, shares: Shares) -> Tensor:
         return soft_targets(image_BD, text_BD, temperature=self._temperature, shares=shares)
-
-
-def build(section: SoftTargets) -> PairLoss:
-    return SoftTargetsLoss(section)

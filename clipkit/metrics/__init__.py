@@ -1,1 +1,1 @@
-"""Pure functions from embeddings, ranks and texts to numbers."""
+"""Metrics: pure functions of embeddings, ranks and texts."""

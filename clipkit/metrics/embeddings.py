@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def mean_cosine(embedding_ND: Tensor) -> Tensor:
-    """The mean cosine of two different rows: near 1, all embeddings are alike."""
+    """The mean cosine of two different rows; near 1 if all embeddings are alike."""
     unit_ND = F.normalize(embedding_ND, dim=-1)
     count = len(unit_ND)
     return (unit_ND.sum(0).square().sum() - count) / max(1, count * (count - 1))
@@ -22,7 +22,7 @@ def mean_cosine(embedding_ND: Tensor) -> Tensor:
 def effective_rank(embedding_ND: Tensor) -> Tensor:
     """How many directions the embeddings use: exp of the entropy of their singular values (Roy & Vetterli 2007).
 
-    NaN where an embedding is not finite, as right after a step that went wrong.
+    NaN if an embedding is not finite, as after training has diverged.
     """
     if not embedding_ND.isfinite().all():
         return torch.tensor(math.nan)

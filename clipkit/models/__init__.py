@@ -1,4 +1,4 @@
-"""Image encoders (timm), text encoders (transformers), projection heads and the dual encoder made of them."""
+"""Image encoders (timm), text encoders (transformers), projection heads, and the dual encoder built from them."""
 
 from clipkit.models.dual_encoder import DualEncoder, build_dual_encoder, build_encoders
 from clipkit.models.encoder import Encoder, EncoderContext

@@ -21,7 +21,7 @@ IMAGE_FEATURES, TEXT_FEATURES = "image_features", "text_features"  # stored outp
 
 
 class DualEncoder(nn.Module):
-    """Two encoders, a head on each, and the loss's temperature."""
+    """Two encoders with a head each, and the temperature of the loss."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class DualEncoder(nn.Module):
         return next(self.parameters()).device
 
     def encode_image(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the image encoder reads, or what it gave before (`image_features`), to embeddings (B, D)."""
+        """The image encoder's inputs, or its stored output (`image_features`), to embeddings (B, D)."""
         features_BF = tensors.get(IMAGE_FEATURES)
         if features_BF is None:
             normalize = self.normalize_pixels
@@ -58,7 +58,7 @@ class DualEncoder(nn.Module):
         return self._embed(self.image_head, features_BF)
 
     def encode_text(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the text encoder reads, or what it gave before (`text_features`), to embeddings (B, D)."""
+        """The text encoder's inputs, or its stored output (`text_features`), to embeddings (B, D)."""
         features_BF = tensors.get(TEXT_FEATURES)
         if features_BF is None:
             features_BF = encode(self.text_encoder, self._text_reads, tensors)
@@ -68,7 +68,7 @@ class DualEncoder(nn.Module):
         return self.encode_image(tensors), self.encode_text(tensors)
 
     def _embed(self, head: nn.Module, features_BF: torch.Tensor) -> torch.Tensor:
-        """Head and normalisation in float32: the head is small, and bfloat16 too coarse for similar images."""
+        """Head and normalisation in float32: the head is small, and bfloat16 is too coarse for similar images."""
         features_BF = features_BF.to(torch.promote_types(features_BF.dtype, torch.float32))
         with torch.autocast(features_BF.device.type, enabled=False):
             embedding_BD = head(features_BF)
@@ -78,7 +78,7 @@ class DualEncoder(nn.Module):
 def build_encoders(
     config: DualEncoderConfig, context: EncoderContext, architecture: Mapping[str, Any] | None
 ) -> tuple[Encoder, Encoder]:
-    """The image and the text encoder; of a checkpoint's `architecture` without folder or hub, for its weights."""
+    """The image and the text encoder. With a checkpoint's `architecture`, nothing is downloaded."""
     sides = []
     for side, section in (("image", config.image), ("text", config.text)):
         saved = architecture[side] if architecture is not None else None
@@ -88,7 +88,7 @@ def build_encoders(
 
 
 def build_dual_encoder(config: DualEncoderConfig, image: Encoder, text: Encoder, temperature: nn.Module) -> DualEncoder:
-    """The model of two encoders: with heads to the embedding, and adapters where the config asks for them."""
+    """The model of two encoders, with projection heads and, if configured, adapters."""
     dim = config.embedding_dim
     model = DualEncoder(
         image=image,

@@ -1,4 +1,4 @@
-"""What a kind of encoder is to the models that have one.
+"""The contract between encoders and the models that use them.
 
 Shapes: B rows of a batch, F an encoder's width.
 """
@@ -21,24 +21,24 @@ from clipkit.types import ImageSpec, Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class EncoderContext:
-    """What the builder of an encoder gets beside its section."""
+    """What the builder of an encoder gets besides its section."""
 
     data: DataConfig
-    training: TrainingRows | None = None  # the rows that it will be trained on; None where a run is opened to be used
-    checkpoint: Path | None = None  # of a run: the encoder is built as it was there, for its weights to be loaded into
-    saved: Any = None  # the encoder's own `architecture` in that checkpoint
+    training: TrainingRows | None = None  # the training rows; None when a trained model is opened
+    checkpoint: Path | None = None  # the encoder is built as in this checkpoint, whose weights are loaded later
+    saved: Any = None  # the encoder's `architecture` in that checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """An encoder with what it reads."""
+    """An encoder and its inputs."""
 
-    module: nn.Module  # called with the tensors of a batch that `reads` names; gives (B, F)
+    module: nn.Module  # is called with the batch's tensors named in `reads`; returns (B, F)
     dim: int  # F
     reads: tuple[str, ...]
-    inputs: Callable[[int | None], Sequence[Input]]  # by the seed; without one nothing is augmented
-    architecture: Any = None  # JSON that builds it again without any download
-    pixels: ImageSpec | None = None  # what the first tensor it reads is normalised by, where that is pixels
+    inputs: Callable[[int | None], Sequence[Input]]  # for a seed; without one nothing is augmented
+    architecture: Any = None  # JSON from which it can be rebuilt without a download
+    pixels: ImageSpec | None = None  # if the first tensor is pixels, how they are normalised
     tokenizer: Tokenizer | None = None
 
 
@@ -55,7 +55,7 @@ class NormalizePixels(nn.Module):
         self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
 
     def forward(self, images_BHWC: torch.Tensor) -> torch.Tensor:
-        images_BCHW = images_BHWC.permute(0, 3, 1, 2)  # a view, and the memory is `channels_last` as it stands
+        images_BCHW = images_BHWC.permute(0, 3, 1, 2)  # a view, whose memory is already `channels_last`
         return torch.addcmul(self.shift, images_BCHW.to(self.scale.dtype), self.scale)
 
 
@@ -66,7 +66,7 @@ def encode(
     *,
     normalize_pixels: nn.Module | None = None,
 ) -> torch.Tensor:
-    """(B, F) of an encoder on the tensors that it reads."""
+    """(B, F) output of an encoder for the tensors that it reads."""
     arguments = [tensors[name] for name in reads]
     if normalize_pixels is not None:
         arguments[0] = normalize_pixels(arguments[0])

@@ -1,4 +1,4 @@
-"""Encoders whose output is stored: the vectors of a column stand for it."""
+"""Encoders whose output is stored in a column of vectors."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Residual(nn.Module):
 
 
 def build_head(section: Section, *, in_dim: int, out_dim: int, side: str) -> nn.Module:
-    """The head that a section describes; `side` is what errors call it."""
+    """The head that a section describes; `side` names it in errors."""
     head: nn.Module = builder_of(section)(section, in_dim=in_dim, out_dim=out_dim, side=side)
     return head
 
@@ -46,7 +46,7 @@ def build_linear(section: LinearHead, *, in_dim: int, out_dim: int, side: str) -
 def build_none(section: NoHead, *, in_dim: int, out_dim: int, side: str) -> nn.Module:
     if in_dim != out_dim:
         raise ModelError(
-            f"without a head the {side} encoder's {in_dim} values are the embedding, and that must have {out_dim}",
+            f"without a head the {side} encoder's {in_dim} values are the embedding, which must have {out_dim}",
             f"set `model.embedding_dim: {in_dim}`, or give `model.{side}_head` a kind",
         )
     return nn.Identity()

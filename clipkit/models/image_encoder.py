@@ -1,4 +1,4 @@
-"""Image encoders of the timm library."""
+"""Image encoders from the timm library."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from clipkit.types import ImageSpec
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 OFFLINE_HINT = (
-    "without a network give a local file of its weights with `model.image.weights`, or train from scratch with "
+    "without a network, set `model.image.weights` to a local file, or train from scratch with "
     "`model.image.pretrained: false`"
 )
 
 
 def build(section: TimmImage, context: EncoderContext) -> Encoder:
-    """A timm model with its pixels, as large as `data.image_size` says and normalised as the model was trained."""
+    """A timm model and its pixels, of size `data.image_size` and normalised as in the model's pretraining."""
     data = context.data
     model = build_image_encoder(section, image_size=data.image_size, saved=context.saved)
     architecture = describe(model)
@@ -53,7 +53,7 @@ def build(section: TimmImage, context: EncoderContext) -> Encoder:
 
 
 def build_image_encoder(config: TimmImage, *, image_size: int, saved: dict[str, Any] | None = None) -> Any:
-    """A timm model that gives features, with the config's weights or, of a `saved` architecture, random ones."""
+    """A timm model with the configured weights or, for a `saved` architecture, with random ones."""
     weights = _read_weights(config.weights) if config.weights and saved is None else None
     if saved is not None:
         source = name = saved["name"]
@@ -65,16 +65,16 @@ def build_image_encoder(config: TimmImage, *, image_size: int, saved: dict[str, 
         options["pretrained_cfg_overlay"] = {"state_dict": weights}
     model = _create(source, pretrained=saved is None and (config.pretrained or weights is not None), options=options)
     model.pretrained_cfg["model_args"] = args
-    if saved is not None:  # the architecture's name alone refers to other weights, with another normalisation
+    if saved is not None:  # by its name, timm finds the mean and std of other weights
         model.pretrained_cfg |= {"mean": saved["mean"], "std": saved["std"]}
     if weights is not None:
-        del model.pretrained_cfg["state_dict"]  # they would stay in memory as long as the model does
+        del model.pretrained_cfg["state_dict"]  # they would stay in memory as long as the model
         _check_names(model, weights, file=config.weights or "")
     return _finish(model, config)
 
 
 def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
-    """What timm calls this source, the name of its architecture, and what its own config adds to that."""
+    """timm's name of the source, the name of its architecture, and the arguments in its own config."""
     try:
         if Path(name).is_dir():
             own = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
@@ -87,13 +87,13 @@ def _resolve(name: str) -> tuple[str, str, dict[str, Any]]:
         raise ModelError(f"`{name}` is not a timm model: {first_line(error)}", OFFLINE_HINT) from error
     if os.sep in name:
         raise ModelError(
-            f"`model.image.name`: there is no folder `{name}`", f"on the hub it would be named `{HUB}{name}`"
+            f"`model.image.name`: there is no folder `{name}`", f"for a model on the hub write `{HUB}{name}`"
         )
     return name, name, {}
 
 
 def _options(config: TimmImage, *, name: str, image_size: int) -> dict[str, Any]:
-    """The arguments for timm: only what the config sets, since not every model takes every argument."""
+    """The arguments for timm: only what the config sets, because not every model accepts every argument."""
     options: dict[str, Any] = {"num_classes": config.num_classes}
     if config.global_pool is not None:
         options["global_pool"] = "" if config.global_pool == "none" else config.global_pool
@@ -101,7 +101,7 @@ def _options(config: TimmImage, *, name: str, image_size: int) -> dict[str, Any]
         options["drop_rate"] = config.drop_rate
     if config.drop_path_rate:
         options["drop_path_rate"] = config.drop_path_rate
-    # Transformers have one position embedding a patch, so they are built for the size; timm resamples the weights.
+    # Transformers have one position embedding per patch, so they are built for the size; timm resamples the weights.
     published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if published is not None and published.fixed_input_size:
         options["img_size"] = image_size
@@ -118,7 +118,7 @@ def _create(name: str, *, pretrained: bool, options: dict[str, Any]) -> Any:
         raise ModelError(
             f"the weights of the image encoder `{name}` cannot be loaded: {first_line(error)}", OFFLINE_HINT
         ) from error
-    except Exception as error:  # timm's models raise whatever their code runs into
+    except Exception as error:  # timm's models raise any kind of error
         raise ModelError(
             f"timm cannot build the image encoder `{name}`: {first_line(error)}", _suggestion(name)
         ) from error
@@ -128,7 +128,7 @@ def _suggestion(name: str) -> str:
     if timm.is_model(name) or name.startswith((FOLDER, HUB)):
         return "check `model.image` and `data.image_size`: not every model takes every option and size"
     near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-    return f"did you mean {', '.join(f'`{n}`' for n in near)}?" if near else "`timm.list_models()` has the names"
+    return f"did you mean {', '.join(f'`{n}`' for n in near)}?" if near else "`timm.list_models()` lists the names"
 
 
 def _read_weights(path: str) -> dict[str, torch.Tensor]:
@@ -136,9 +136,9 @@ def _read_weights(path: str) -> dict[str, torch.Tensor]:
         return dict(load_state_dict(path, weights_only=True))
     except FileNotFoundError as error:
         raise ModelError(
-            f"`model.image.weights`: there is no file `{path}`", "a relative path starts at the working folder"
+            f"`model.image.weights`: there is no file `{path}`", "a relative path starts at the working directory"
         ) from error
-    except Exception as error:  # torch, pickle and safetensors have an error each for a file that is not theirs
+    except Exception as error:  # torch, pickle and safetensors each have their own errors
         raise ModelError(
             f"`{path}` cannot be read as weights: {first_line(error)}",
             "clipkit reads `.safetensors` files, and `.pth` files that contain only tensors",
@@ -146,7 +146,7 @@ def _read_weights(path: str) -> dict[str, torch.Tensor]:
 
 
 def _check_names(model: nn.Module, weights: dict[str, torch.Tensor], *, file: str) -> None:
-    """timm ignores missing weights when it adapts a classifier: the wrong file would load without a word."""
+    """Raise ModelError for missing weights, which timm ignores when it adapts a classifier."""
     missing = [name for name, _ in model.named_parameters() if name not in weights]
     if missing:
         raise ModelError(
@@ -175,13 +175,13 @@ def _finish(model: Any, config: TimmImage) -> Any:
 
 
 def feature_dim(model: nn.Module, *, image_size: int) -> int:
-    """Width of the (flattened) features for images of this size, from a forward pass of one."""
+    """Width of the (flattened) features for images of this size, from one forward pass."""
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():  # and not inference mode: some models keep tensors that they made for later
+        with torch.no_grad():  # not inference mode: some models cache tensors for later
             width = model(torch.zeros(1, 3, image_size, image_size)).flatten(1).shape[1]
-    except Exception as error:  # a size that does not divide into patches, or that strides reduce to nothing
+    except Exception as error:  # the size is not divisible into patches, or too small for the strides
         raise ModelError(
             f"the image encoder cannot take images of {image_size} px: {first_line(error)}",
             "choose another `data.image_size`",
@@ -192,7 +192,7 @@ def feature_dim(model: nn.Module, *, image_size: int) -> int:
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """JSON that builds this timm model again, without its folder or the hub."""
+    """JSON from which this timm model can be rebuilt without its folder or the hub."""
     published = model.pretrained_cfg
     return {
         "name": published["architecture"],

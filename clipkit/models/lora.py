@@ -9,7 +9,7 @@ from clipkit.errors import MissingExtra, ModelError
 
 
 def add_adapters(model: nn.Module, config: LoraConfig) -> None:
-    """Put adapters on the linear layers of the encoders named, and freeze the rest of those encoders."""
+    """Add adapters to the linear layers of the configured encoders, and freeze the rest of these encoders."""
     try:
         import peft
     except ImportError as error:
@@ -20,8 +20,8 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
         linear = [path for path, module in encoder.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise ModelError(
-                f"`model.lora`: the {name} has no linear layer that an adapter could go on",
-                "name the other encoder alone in `model.lora.encoders`",
+                f"`model.lora`: the {name} has no linear layer to adapt",
+                "list only the other encoder in `model.lora.encoders`",
             )
         adapters = peft.LoraConfig(
             r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=linear

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode as a context."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradient; afterwards each module has its own mode again (a frozen encoder keeps its)."""
+    """Evaluation mode without gradients; afterwards each module returns to its own mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -10,20 +10,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def keep_statistics_in_recompute(model: nn.Module) -> None:
-    """Keep activation checkpointing from counting a batch twice: its second forward runs inside the backward pass."""
+    """Count a batch once under activation checkpointing, whose second forward runs inside the backward pass."""
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.register_forward_pre_hook(_hold_still_in_backward)
-            # The second forward stops by an exception as soon as it has what it needs: hence `always_call`.
-            module.register_forward_hook(_let_go, always_call=True)
+            module.register_forward_pre_hook(_freeze_in_backward)
+            # The second forward ends with an exception when it has what it needs: hence `always_call`.
+            module.register_forward_hook(_unfreeze, always_call=True)
 
 
-def _hold_still_in_backward(norm: Any, inputs: Any) -> None:
+def _freeze_in_backward(norm: Any, inputs: Any) -> None:
     if norm.training and torch._C._current_graph_task_id() != -1:
-        norm.held_momentum, norm.momentum = norm.momentum, 0.0
+        norm.saved_momentum, norm.momentum = norm.momentum, 0.0
         norm.num_batches_tracked.sub_(1)
 
 
-def _let_go(norm: Any, inputs: Any, output: Any) -> None:
-    if "held_momentum" in norm.__dict__:
-        norm.momentum = norm.__dict__.pop("held_momentum")
+def _unfreeze(norm: Any, inputs: Any, output: Any) -> None:
+    if "saved_momentum" in norm.__dict__:
+        norm.momentum = norm.__dict__.pop("saved_momentum")

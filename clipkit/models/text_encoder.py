@@ -1,4 +1,4 @@
-"""Text encoders of the transformers library, with their tokenizer.
+"""Text encoders from the transformers library, with their tokenizers.
 
 Shapes: B texts, T tokens, H hidden width.
 """
@@ -34,14 +34,14 @@ from clipkit.types import Tokenizer
 
 log = logging.getLogger(__name__)
 MASKED_ATTENTION = "sdpa_with_mask"
-TOKENIZER_ROWS = 200_000  # of a larger corpus, so many rows spread over it train the vocabulary
-MEASURED_ROWS = 20_000  # whose captions show which share is cut
+TOKENIZER_ROWS = 200_000  # in a larger corpus, the vocabulary is trained on this many rows spread over it
+MEASURED_ROWS = 20_000  # rows from which the share of truncated captions is estimated
 
 
 class TextEncoder(nn.Module):
-    """A transformers model and its pooling: token ids to one vector a text."""
+    """A transformers model and its pooling: token ids to one vector per text."""
 
-    model: Any  # a transformers model, whose methods torch does not know
+    model: Any  # a transformers model; as nn.Module it would lack its methods
 
     def __init__(self, model: nn.Module, *, pooling: Literal["cls", "mean"]) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class TextEncoder(nn.Module):
 
 
 def build(section: TransformersText, context: EncoderContext) -> Encoder:
-    """A transformers model with its tokenizer: the checkpoint's, a model's, or one trained on the captions."""
+    """A transformers model and its tokenizer, which is loaded or trained on the captions."""
     tokenizer = make_tokenizer(section, context)
     model = build_text_encoder(section, tokenizer=tokenizer, saved=context.saved)
     tokens = Tokens(tokenizer, column=context.data.captions_column)
@@ -78,7 +78,7 @@ def build(section: TransformersText, context: EncoderContext) -> Encoder:
 
 
 def make_tokenizer(section: TransformersText, context: EncoderContext) -> FastTokenizer:
-    """The tokenizer, and a word in the log on how many captions it cuts."""
+    """The tokenizer; logs the share of captions that it truncates."""
     data, training = context.data, context.training
     source = context.checkpoint / "tokenizer" if context.checkpoint is not None else section.tokenizer or section.name
     if source is not None:
@@ -95,7 +95,7 @@ def make_tokenizer(section: TransformersText, context: EncoderContext) -> FastTo
         )
     if training is not None:
         share = tokenizer.truncated_share(training.captions(num_rows=MEASURED_ROWS))
-        log.info("%.1f %% of the captions are cut at `data.max_tokens: %d`", 100 * share, data.max_tokens)
+        log.info("%.1f %% of the captions are truncated to `data.max_tokens: %d`", 100 * share, data.max_tokens)
     return tokenizer
 
 
@@ -105,24 +105,24 @@ def build_text_encoder(
     tokenizer: Tokenizer,
     saved: dict[str, Any] | None = None,
 ) -> TextEncoder:
-    """A text encoder for the tokenizer; of a `saved` architecture, with random weights and without folder or hub."""
+    """A text encoder for the tokenizer. With a `saved` architecture, weights are random and nothing is downloaded."""
     if saved is not None:
         options = dict(saved)
-        model = _from_config(AutoConfig.for_model(options.pop("model_type"), **options))
+        model = AutoModel.from_config(AutoConfig.for_model(options.pop("model_type"), **options), dtype=torch.float32)
     elif config.name is not None:
         model = _from_name(config.name, pretrained=config.pretrained)
     else:
         assert config.architecture is not None, "the config has checked it"
-        model = _from_config(_bert_config(config.architecture, tokenizer=tokenizer))
+        model = AutoModel.from_config(_bert_config(config.architecture, tokenizer), dtype=torch.float32)
     model = _encoder_part(model)
-    model.config.use_cache = False  # nothing is generated here
+    model.config.use_cache = False  # only needed for generation
     _check_fits(model.config, tokenizer, name=config.name or "architecture")
     if config.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return TextEncoder(model, pooling=config.pooling)
 
 
-def _bert_config(architecture: TextArchitecture, *, tokenizer: Tokenizer) -> PretrainedConfig:
+def _bert_config(architecture: TextArchitecture, tokenizer: Tokenizer) -> PretrainedConfig:
     return BertConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=architecture.hidden_size,
@@ -137,10 +137,6 @@ def _bert_config(architecture: TextArchitecture, *, tokenizer: Tokenizer) -> Pre
     )
 
 
-def _from_config(config: PretrainedConfig) -> Any:
-    return AutoModel.from_config(config, dtype=torch.float32)
-
-
 def _from_name(name: str, *, pretrained: bool) -> Any:
     if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
         raise ModelError(f"`model.text.name`: there is no folder `{name}`", hub.OFFLINE_TEXT_HINT)
@@ -151,7 +147,7 @@ def _from_name(name: str, *, pretrained: bool) -> Any:
             return _load(name, pretrained=pretrained)
     except ModelError:
         raise
-    except Exception as error:  # the library raises OSError, ValueError, KeyError … for a folder it cannot use
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and more
         raise ModelError(
             f"the text encoder `{name}` cannot be loaded: {first_line(error)}", hub.OFFLINE_TEXT_HINT
         ) from error
@@ -159,7 +155,7 @@ def _from_name(name: str, *, pretrained: bool) -> Any:
 
 def _load(name: str, *, pretrained: bool) -> Any:
     if not pretrained:
-        return _from_config(AutoConfig.from_pretrained(name))
+        return AutoModel.from_config(AutoConfig.from_pretrained(name), dtype=torch.float32)
     model, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -171,7 +167,7 @@ def _load(name: str, *, pretrained: bool) -> Any:
 
 
 def _encoder_part(model: Any) -> Any:
-    """The part that reads text: of an encoder-decoder the encoder, without a pooler, which would get no gradient."""
+    """The encoder of an encoder-decoder, without a pooler, which would get no gradient."""
     if hasattr(model, "encoder") and hasattr(model, "decoder"):
         model = model.get_encoder()
     if getattr(model, "pooler", None) is not None:
@@ -183,47 +179,47 @@ def _check_fits(config: PretrainedConfig, tokenizer: Tokenizer, *, name: str) ->
     if not hasattr(config, "vocab_size"):
         raise ModelError(
             f"`{name}` is a model of type `{config.model_type}`, which is not a text encoder",
-            "name one that reads only text, such as `bert-base-cased`",
+            "use a model that reads only text, such as `bert-base-cased`",
         )
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the text encoder `{name}` only {config.vocab_size}",
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the text encoder `{name}` only {config.vocab_size}",
             "they belong to different models; set `model.text.tokenizer`",
         )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or positions < 0:  # relative positions have no limit
         return
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
-        positions -= config.pad_token_id + 1  # these count positions after the padding's
+        positions -= config.pad_token_id + 1  # these start counting after the padding token
     if tokenizer.max_tokens > positions:
         raise ModelError(
-            f"`data.max_tokens` is {tokenizer.max_tokens}, and the text encoder `{name}` has {positions} positions",
+            f"`data.max_tokens` is {tokenizer.max_tokens}, but the text encoder `{name}` has {positions} positions",
             f"set `data.max_tokens` to {positions} or less",
         )
 
 
-def write_out_attention(encoder: nn.Module) -> None:
-    """Compute attention as plain matrix products in place of torch's fused kernel: more memory, the same values."""
+def use_eager_attention(encoder: nn.Module) -> None:
+    """Compute attention as plain matrix products instead of torch's fused kernel: more memory, the same values."""
     if isinstance(encoder, TextEncoder):
         encoder.model.set_attn_implementation("eager")
 
 
-def mask_always(encoder: nn.Module) -> None:
-    """Compute attention as usual, but never ask the device whether a batch's mask hides anything.
+def always_mask(encoder: nn.Module) -> None:
+    """Pass the attention mask in every batch, whether or not it masks anything.
 
-    transformers leaves out a mask that hides nothing, and waits for the GPU to find out. Few batches have no padding.
+    transformers omits a mask that masks nothing, and waits for the GPU to find out. Few batches have no padding.
     """
     if isinstance(encoder, TextEncoder) and encoder.model.config._attn_implementation == "sdpa":
         AttentionInterface.register(MASKED_ATTENTION, sdpa_attention_forward)
-        AttentionMaskInterface.register(MASKED_ATTENTION, _whole_mask)
+        AttentionMaskInterface.register(MASKED_ATTENTION, _full_mask)
         encoder.model.set_attn_implementation(MASKED_ATTENTION)
 
 
-def _whole_mask(*args: Any, **options: Any) -> torch.Tensor | None:
+def _full_mask(*args: Any, **options: Any) -> torch.Tensor | None:
     options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
     return sdpa_mask(*args, **options)  # type: ignore[no-any-return]
 
 
 def describe(encoder: TextEncoder) -> dict[str, Any]:
-    """JSON that builds this text encoder again, without its folder or the hub."""
+    """JSON from which this text encoder can be rebuilt without its folder or the hub."""
     return dict(encoder.model.config.to_dict())

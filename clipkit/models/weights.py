@@ -1,4 +1,4 @@
-"""Weights of a checkpoint into a model that may differ from the one that wrote them."""
+"""Load a checkpoint's weights into a model that may differ from the one that wrote them."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from torch import nn
 
 from clipkit.errors import CheckpointError
 
-OPTIONAL = ("num_batches_tracked",)  # counters that frozen norms do not keep
+OPTIONAL = "num_batches_tracked"  # frozen norms do not have this counter
 
 
 def load_matching(
     model: nn.Module, weights: Mapping[str, torch.Tensor], *, source: str, may_differ: Sequence[str] = ()
 ) -> None:
-    """Start from these weights, also for images of another size.
+    """Load these weights; position embeddings are resampled for another image size.
 
-    Adapters may be new, and so may tensors whose names contain one of `may_differ`; any other difference is an error.
+    Adapters may be missing, and tensors whose names contain one of `may_differ` may be missing or extra. Any other
+    difference raises CheckpointError.
     """
     own = model.state_dict()
-    plain = {name.replace(".base_layer.", "."): name for name in own}  # adapters wrap the layers they go on
+    plain = {name.replace(".base_layer.", "."): name for name in own}  # adapters wrap their layers
     given = {name if name in own else plain.get(name, name): tensor for name, tensor in weights.items()}
     given |= _resampled_positions(model, given)
     missing = [name for name in own if name not in given and ".lora_" not in name]
-    odd = [
+    unmatched = [
         name
         for name in [*missing, *(given.keys() - own.keys())]
-        if not any(part in name for part in (*OPTIONAL, *may_differ))
+        if not any(part in name for part in (OPTIONAL, *may_differ))
     ]
     wrong = [name for name in given if name in own and given[name].shape != own[name].shape]
-    if wrong or odd:
+    if wrong or unmatched:
         raise CheckpointError(
-            f"`{source}` does not fit this model: {len(wrong)} tensors differ in shape and {len(odd)} in name, "
-            f"such as `{min(wrong or odd)}`",
-            "the `model` section must be that of the checkpoint's own `config.yaml`",
+            f"`{source}` does not fit this model: {len(wrong)} tensors differ in shape and {len(unmatched)} in name, "
+            f"such as `{min(wrong or unmatched)}`",
+            "use the `model` section of the checkpoint's own `config.yaml`",
         )
     model.load_state_dict({name: tensor for name, tensor in given.items() if name in own}, strict=False)
 
 
 def _resampled_positions(model: nn.Module, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Position embeddings of vision transformers for their own image size, as timm resamples published ones."""
+    """Position embeddings of vision transformers, resampled by timm to the model's image size."""
     found = {}
     for path, module in model.named_modules():
         name = f"{path}.pos_embed" if path else "pos_embed"

@@ -113,10 +113,8 @@ def sniff(file: Path, options: ReadOptions) -> Layout:
     )
 
 
-def rows_of(
-    lines: Iterable[str], layout: Layout, note: Callable[[str], None]
-) -> Iterator[tuple[int, list[str] | None, str]]:
-    """Each row's first line, counted from 1, its fields, and what is wrong with it where these are None.
+def rows_of(lines: Iterable[str], layout: Layout, note: Callable[[str], None]) -> Iterator[tuple[int, Any, str]]:
+    """Each row's first line, counted from 1, its fields, and what is wrong with it where the fields are None.
 
     A quote that opens a field and is closed, on this line or a later one, quotes it; others are read as they are.
     """
@@ -127,20 +125,24 @@ def rows_of(
     waiting: deque[tuple[int, str]] = deque()  # lines that were looked at to find the end of a quote
     if layout.has_header:
         next((line for _, line in numbered if line.strip("\r\n\ufeff ")), None)
+    spaced = f"{separator} "
     while (item := waiting.popleft() if waiting else next(numbered, None)) is not None:
         number, line = item
         line = line.rstrip("\r\n")
-        fields = line.split(separator, limit) if '"' not in line else _quoted(item, layout, numbered, waiting, note)
+        if '"' in line:
+            fields = _quoted(item, layout, numbered, waiting, note)
+        else:
+            fields = line.split(separator, limit)
+            if spaced in line and layout.open_column != 0:
+                fields = [field.lstrip(" ") for field in fields]
         if len(fields) == width:
             yield number, fields, ""
         elif line.strip(" \ufeff"):
             fields = _mended(fields, layout)
-            problem = (
-                ""
-                if len(fields) == width
-                else f"the line has {len(fields)} field{'s' * (len(fields) != 1)}, not {width}"
-            )
-            yield number, None if problem else fields, problem
+            if len(fields) == width:
+                yield number, fields, ""
+            else:
+                yield number, None, f"the line has {len(fields)} field{'s' * (len(fields) != 1)}, not {width}"
 
 
 def parse_line(line: str, separator: str) -> list[str]:
@@ -171,8 +173,7 @@ def _quoted(
     if is_open:
         taken: list[tuple[int, str]] = []
         fields = _joined(line, layout, chain([*waiting], numbered), taken)
-        ahead = len(waiting)
-        for _ in range(min(ahead, len(taken))):
+        for _ in range(min(len(waiting), len(taken))):
             waiting.popleft()
         if fields is None:
             waiting.extendleft(reversed(taken))

@@ -1,12 +1,11 @@
 """From the rows of a table, whatever it is stored in, to records.
 
-A table may have a row an image or a row a caption. It is read twice: first the ids and captions alone, to
-gather an image's captions, then the rows in which an image first stands, with everything.
+A table may have a row an image or a row a caption. First the ids and captions alone are read, to gather an image's
+captions; then, where records need more than these, the rows in which an image first stands, with everything.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -73,15 +72,19 @@ def records(
         return
     yield from islice(gathered.unreadable, skip, None)
     remaining = islice(gathered.groups, max(0, skip - len(gathered.unreadable)), None)
-    group = next(remaining, None)
-    if group is None:
+    if gathered.places is not None:
+        places = islice(gathered.places, max(0, skip - len(gathered.unreadable)), None)
+        for group, place in zip(remaining, places, strict=True):
+            name = None if group.key.startswith("\0") else group.key
+            yield builder.build(TableRow(group.first, place, [name, *[None] * len(roles.captions)]), group)
         return
-    for row in table.rows(roles.all, group.first):
-        if row.number == group.first:
-            yield builder.build(row, group)
-            group = next(remaining, None)
-            if group is None:
-                return
+    waiting = next(remaining, None)
+    for row in table.rows(roles.all, waiting.first) if waiting else ():
+        if waiting is None:
+            return
+        if row.number == waiting.first:
+            yield builder.build(row, waiting)
+            waiting = next(remaining, None)
 
 
 def num_records(table: Table, options: ReadOptions) -> int:
@@ -193,11 +196,13 @@ class _OneImageARow:
 class _Gathered:
     groups: Groups
     unreadable: list[Rejected]
+    places: list[str] | None  # of each group's first row, where keys and captions are all that records need
 
 
 def _gather(table: Table, roles: Roles) -> _Gathered | None:
     """An image's captions together; None where a struct's path turns out not to tell images apart."""
     groups, unreadable = Groups(), []
+    places: list[str] = []
     is_name_in_struct = roles.key == f"{roles.image}.path"
     is_file = roles.key == roles.image
     last_key: Any = None
@@ -217,8 +222,10 @@ def _gather(table: Table, roles: Roles) -> _Gathered | None:
         if not is_unicode(name):
             unreadable.append(Rejected(printable(name), row.place, NOT_UTF8))
             continue
-        groups.add(name, row.number, as_captions(captions))
-    return _Gathered(groups, unreadable)
+        if groups.add(name, row.number, as_captions(captions)):
+            places.append(row.place)
+    is_all = is_file and set(roles.all) == {roles.image, *roles.captions} and not groups.on_disk
+    return _Gathered(groups, unreadable, places if is_all else None)
 
 
 @cache
@@ -254,7 +261,7 @@ class _Builder:
         if not captions:
             return Rejected(image_id, row.place, "no caption")
         if split is None and isinstance(image, Path):
-            split = self._folder_split(os.path.dirname(image))
+            split = self._folder_split(str(image).rpartition("/")[0])
         extra = {kept_name(name): as_scalar(values[name]) for name in self._roles.keep}
         return Record(image_id, image, captions, row.place, split, extra)
 

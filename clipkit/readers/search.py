@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from clipkit.errors import DataError
+from clipkit.files import permission_hint
 from clipkit.readers.paths import BadPath, Root, image_name, is_absolute, is_hidden, join_listed, without_suffix
 from clipkit.readers.source import ReadOptions, SourceReport, split_of_folder
 from clipkit.types import Url
@@ -29,7 +30,7 @@ class ImageSearch(Root):
     A name is looked up beside the table first, then in every folder below: as it is, in another Unicode form, and
     without its extension. Where several folders hold it, the one that is named like images counts, then the one
     that the record's split names; DataError where two remain. `names` are the table's first ones: DataError where
-    none of them is found.
+    none of them is found, unless `--image-dir` was given.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class ImageSearch(Root):
     def locate(self, name: str, split: str | None = None) -> Path | Url:
         place = super().locate(name, split)
         if isinstance(place, Path):
-            self._report.count_image(os.path.dirname(place))
+            self._report.count_image(str(place).rpartition("/")[0])
         return place
 
     def resolve(self, name: str, split: str | None = None) -> Path:
@@ -74,8 +75,9 @@ class ImageSearch(Root):
         """The file of this name; None where there is none, and BadPath where it lies outside."""
         if not name or "\0" in name:
             raise BadPath("no image file is named")
-        full = os.path.join(self.folder, name)
-        if os.path.isfile(full):
+        if self._index is not None and not self._is_flat and (folder := self._index.only_folder(name)) is not None:
+            return Path(f"{self.folder}/{folder}/{name}") if folder not in self._copies else None
+        if os.path.isfile(os.path.join(self.folder, name)):
             return super().resolve(name)
         if is_absolute(name):
             return None
@@ -106,7 +108,8 @@ class ImageSearch(Root):
     def _narrow(self, name: str, found: Sequence[str], split: str | None) -> Sequence[str]:
         """The one of several files that is meant; raises DataError where that cannot be told."""
         folders = {path: os.path.dirname(path) for path in found}
-        like_images = [path for path in found if os.path.basename(folders[path]).lower() in IMAGE_FOLDERS]
+        beside = [path for path in found if folders[path] in ("", self._table_folder)]
+        like_images = beside or [path for path in found if os.path.basename(folders[path]).lower() in IMAGE_FOLDERS]
         if like_images:
             nearest = min(path.count("/") for path in like_images)
             others = found
@@ -145,12 +148,16 @@ class ImageSearch(Root):
                 if self._is_found("/".join(parts[cut:])):
                     self._prefix = "/".join(parts[:cut]) + "/"
                     self._report.note(
-                        f"the images are named as on another machine: `{'/'.join(parts[cut:])}` is read for `{name}`"
+                        f"the table names folders that are not here: `{'/'.join(parts[cut:])}` is read for `{name}`"
                     )
                     return
-        self._refuse(names)
+        if not self._is_given:  # there, each missing image is rejected by itself
+            self._refuse(names)
 
     def _refuse(self, names: Sequence[str]) -> None:
+        if self._index is not None and self._index.closed:
+            folder = self._index.closed[0]
+            raise DataError(f"no permission to read `{folder}`", permission_hint(folder))
         images = self._index.num_images if self._index is not None else 0
         what = "absolute paths of another machine" if is_absolute(names[0]) else "not found"
         raise DataError(
@@ -179,9 +186,11 @@ class _Index:
 
     def __init__(self, folder: str, *, follow_links: bool) -> None:
         self.num_images = 0
+        self.closed: list[str] = []  # folders that there is no permission to read
         self._folders: dict[str, str] = {}  # a file's name, NFC, to its folder
         self._more: dict[str, list[str]] = {}  # to further paths
         self._spelled: dict[str, str] = {}  # to its name on disk, where that is another
+        self._links: set[str] = set()  # names of links to files, which may lead elsewhere
         self._stems: dict[str, list[str]] | None = None
         seen: set[str] = set()
         waiting = [("", 0)]
@@ -190,17 +199,15 @@ class _Index:
             if real in seen:
                 continue
             seen.add(real)
-            below = []
-            with os.scandir(os.path.join(folder, place)) as entries:
-                for entry in entries:
-                    if is_hidden(entry.name):
-                        continue
-                    if entry.is_dir(follow_symlinks=follow_links):
-                        below.append(entry.name)
-                    elif not entry.is_dir():
-                        self._add(place, entry.name)
+            below = self._add_files(folder, place, follow_links=follow_links)
             if depth < MAX_DEPTH:
                 waiting.extend((f"{place}/{name}" if place else name, depth + 1) for name in sorted(below))
+
+    def only_folder(self, name: str) -> str | None:
+        """The folder below this one that alone holds a file of this very name; None where `find` must decide."""
+        if name in self._more or name in self._links or name in self._spelled:
+            return None
+        return self._folders.get(name) or None
 
     def find(self, name: str) -> list[str]:
         """Paths of the files that a name may mean: those of just this name, else of this name with an extension."""
@@ -226,6 +233,25 @@ class _Index:
             return paths
         end = "/" + unicodedata.normalize("NFC", folder)
         return [path for path in paths if ("/" + unicodedata.normalize("NFC", os.path.dirname(path))).endswith(end)]
+
+    def _add_files(self, folder: str, place: str, *, follow_links: bool) -> list[str]:
+        """Take in the files of one folder, and return the names of the folders in it."""
+        below: list[str] = []
+        try:
+            with os.scandir(os.path.join(folder, place)) as entries:
+                for entry in entries:
+                    if is_hidden(entry.name):
+                        continue
+                    if entry.is_dir(follow_symlinks=follow_links):
+                        below.append(entry.name)
+                    elif not entry.is_symlink():
+                        self._add(place, entry.name)
+                    elif not entry.is_dir():
+                        self._links.add(entry.name)
+                        self._add(place, entry.name)
+        except PermissionError:  # of a folder that may have nothing to do with the corpus
+            self.closed.append(os.path.join(folder, place))
+        return below
 
     def _add(self, place: str, name: str) -> None:
         key = name if name.isascii() else unicodedata.normalize("NFC", name)

@@ -82,7 +82,7 @@ class SplitLists:
                 f"the split list `{path}` cannot be read: {error}", "it is a text file of one image a line"
             ) from error
         # ImageNet and others write a class's number behind the name.
-        return [LABELLED.sub(r"\1", name) for name in names if name]
+        return [LABELLED.sub(r"\1", name) if name[-1:].isdigit() else name for name in names if name]
 
 
 def with_split_lists(
@@ -101,7 +101,9 @@ def with_split_lists(
         split = lists(item.image_id)
         num_matched += split is not None
         unmatched = unmatched or ("" if split else item.image_id)
-        yield replace(item, split=split or (None if is_only else item.split)) if isinstance(item, Record) else item
+        if isinstance(item, Record) and (split or is_only) and split != item.split:
+            item = replace(item, split=split)
+        yield item
     if is_whole and num_matched < lists.num_names * LIST_SHARE:
         report.note(
             f"the split lists {join_listed(path.name for path in files.values())} have {lists.num_names} names, of "

@@ -84,6 +84,7 @@ class DelimitedTable:
         for file, layout in self._layouts.items():
             label = file.name
             indices = [layout.columns.index(name) if name in layout.columns else None for name in columns]
+            is_whole = indices == list(range(len(layout.columns)))
 
             def note(text: str, label: str = label) -> None:
                 self._report.note(f"{label}, {text}")
@@ -91,8 +92,9 @@ class DelimitedTable:
             with open_text(file, self._options.encoding) as stream:
                 for line, fields, problem in rows_of(stream, layout, note):
                     if number >= start:
-                        values = None if fields is None else [None if i is None else fields[i] for i in indices]
-                        yield TableRow(number, f"{label}:{line}", values, problem)
+                        if fields is not None and not is_whole:
+                            fields = [None if i is None else fields[i] for i in indices]
+                        yield TableRow(number, f"{label}:{line}", fields, problem)
                     number += 1
 
     def _infer(self, columns: Sequence[str]) -> dict[str, type]:

@@ -40,7 +40,9 @@ def as_captions(values: Sequence[Any]) -> list[str]:
     captions: list[str] = []
     for value in values:
         if isinstance(value, str):
-            text = value.strip(" \t\r\n\f\v\ufeff\u00a0\u3000")
+            text = value.strip()
+            if not text.isascii():
+                text = text.strip("\ufeff").strip()
             if text[:1] == "[" and (parsed := _list_in_text(text)) is not None:
                 captions.extend(as_captions(parsed))
             elif text and text not in MISSING:

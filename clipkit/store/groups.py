@@ -70,8 +70,10 @@ class Groups:
                 return int(found[0])
         return self._first.get(key)
 
-    def add(self, key: str, number: int = 0, texts: Sequence[str] = ()) -> None:
-        if key not in self._first:
+    def add(self, key: str, number: int = 0, texts: Sequence[str] = ()) -> bool:
+        """Add a key or its texts; whether the key is new, as far as memory tells."""
+        is_new = key not in self._first
+        if is_new:
             self._first[key] = number
             self._size += KEY_BYTES + len(key)
         if texts:
@@ -83,6 +85,7 @@ class Groups:
             self._size += sum(map(sys.getsizeof, texts))
         if self._size > self._limit:
             self._flush()
+        return is_new
 
     def __iter__(self) -> Iterator[Group]:
         if self._database is None:

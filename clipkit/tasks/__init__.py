@@ -1,4 +1,4 @@
-"""Kinds of training: each is a model with its inputs, its loss and its groups of parameters."""
+"""Tasks, the kinds of training: each has a model, its inputs, its loss and its groups of parameters."""
 
 from clipkit.tasks.base import BaseTask, TaskContext, build_task
 

@@ -1,4 +1,4 @@
-"""Building a task from a config, and what most tasks have in common."""
+"""Building a task from a config, and a base class with defaults."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class TaskContext:
     """What the builder of a task gets."""
 
     config: Config
-    training: TrainingRows | None = None  # None where a run is opened to be used
-    checkpoint: Path | None = None  # whose model is built, without any download, for its weights to be loaded into
+    training: TrainingRows | None = None  # None when a trained model is opened
+    checkpoint: Path | None = None  # its model is built without a download; its weights are loaded later
 
     @property
     def architecture(self) -> Any:
-        """What `Task.architecture` gave when the checkpoint was written; None without one."""
+        """What `Task.architecture` returned when the checkpoint was written; None without a checkpoint."""
         return read_meta(self.checkpoint)["architecture"] if self.checkpoint is not None else None
 
 
@@ -38,7 +38,7 @@ def build_task(context: TaskContext) -> Task:
 
 
 class BaseTask:
-    """The parts of `types.Task` that many tasks need nothing of; yours adds `inputs`, `loss` and `architecture`."""
+    """Defaults for a `types.Task`; a subclass adds `inputs`, `loss` and `architecture`."""
 
     shards: Sequence[str] = ()
 

@@ -19,14 +19,14 @@ from clipkit.distributed import shares
 from clipkit.losses import PairLoss
 from clipkit.metrics.embeddings import mean_cosine
 from clipkit.models import DualEncoder, Encoder, EncoderContext, build_dual_encoder, build_encoders, load_matching
-from clipkit.models.text_encoder import mask_always, write_out_attention
+from clipkit.models.text_encoder import always_mask, use_eager_attention
 from clipkit.tasks.base import BaseTask, TaskContext
 from clipkit.tasks.remembered_texts import RememberedTexts
 from clipkit.types import Batch, Features, LossOutput, Progress, no_progress
 
 COLLAPSED_COSINE = 0.95
 COLLAPSED_RANK = 2.0
-SHORT_TEXT = 128  # tokens; attention written out takes memory by their square
+SHORT_TEXT = 128  # tokens; the memory of eager attention grows with their square
 GROUPS = {
     "image_encoder": ("image_encoder.*",),
     "text_encoder": ("text_encoder.*",),
@@ -69,8 +69,8 @@ class ContrastiveTask(BaseTask):
         return [*self.image.inputs(self._seed), *self.text.inputs(self._seed)]
 
     def remember_texts(self, texts: Callable[[], Iterable[str]]) -> None:
-        """Run the text encoder once for each of these, the texts of all batches to come: it must stay frozen."""
-        assert self.text.tokenizer is not None, "the config has checked it"
+        """Run the text encoder only once per text, for these texts of all batches; it must stay frozen."""
+        assert self.text.tokenizer is not None, "the config is checked for it"
         self._remembered = RememberedTexts(self.model.text_encoder, self.text.tokenizer, texts)
 
     def prepare(self, progress: Progress = no_progress) -> None:
@@ -114,17 +114,17 @@ class ContrastiveTask(BaseTask):
         if chance is not None and metrics.get("loss", 0.0) > 0.99 * chance:
             found["chance"] = (
                 f"the loss is at chance level ({chance:.2f}): the model has learned nothing yet; check that captions "
-                "belong to their images, and the learning rates (too high as often as too low)"
+                "belong to their images, and that learning rates are neither too high nor too low"
             )
         return found
 
     def tune(self, *, device_type: str, precision: str) -> None:
         tokenizer = self.text.tokenizer
         if device_type == "cuda":
-            mask_always(self.model.text_encoder)
+            always_mask(self.model.text_encoder)
         elif device_type == "cpu" and precision == "bf16" and tokenizer and tokenizer.max_tokens <= SHORT_TEXT:
-            # torch's fused kernel takes 4 to 8 times as long in a backward pass of bfloat16 there.
-            write_out_attention(self.model.text_encoder)
+            # There torch's fused kernel is 4 to 8 times slower in a bfloat16 backward pass.
+            use_eager_attention(self.model.text_encoder)
 
     def start_from(self, weights: Mapping[str, Tensor], *, source: str) -> None:
         load_matching(self.model, weights, source=source, may_differ=["temperature."])
@@ -161,7 +161,7 @@ def build(context: TaskContext) -> ContrastiveTask:
 
 
 def _from_scratch(config: DualEncoderConfig) -> frozenset[str]:
-    """The encoders that start from no weights."""
+    """The encoders that start with random weights."""
     if config.init:
         return frozenset()
     image, text = config.image, config.text

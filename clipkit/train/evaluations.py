@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipkit.config import EarlyStopping
-from clipkit.errors import TrainingError
+from clipkit.errors import ConfigError, TrainingError
 from clipkit.runs.metrics import numbers_by_path
 from clipkit.types import Evaluator
 
@@ -63,10 +63,13 @@ def find_criterion(evaluations: Sequence[Evaluation], best: str | None) -> Crite
         return None
     if best is None:
         return Criterion(evaluations[0], evaluations[0].evaluator.main)
-    for evaluation in evaluations:
-        if evaluation.name and best.startswith(evaluation.prefix):
-            return Criterion(evaluation, best.removeprefix(evaluation.prefix))
-    return Criterion(evaluations[0], best)
+    named = [each for each in evaluations if each.name and best.startswith(each.prefix)]
+    criterion = Criterion(named[0], best.removeprefix(named[0].prefix)) if named else Criterion(evaluations[0], best)
+    known = criterion.evaluation.evaluator.metrics
+    if known and criterion.path not in known:
+        listed = ", ".join(f"`{criterion.evaluation.prefix}{name}`" for name in known)
+        raise ConfigError(f"`train.best: {best}` is not a metric of the evaluation", f"its metrics are {listed}")
+    return criterion
 
 
 @dataclass(slots=True)

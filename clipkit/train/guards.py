@@ -12,7 +12,7 @@ from statistics import mean, median
 import torch
 
 from clipkit.config import Guards, TrainConfig
-from clipkit.data.device import a_gpu_is_in_use
+from clipkit.data.device import cuda_is_initialized
 from clipkit.errors import TrainingError
 from clipkit.train.meter import wait_share
 from clipkit.train.step_values import StepValues
@@ -139,7 +139,7 @@ def out_of_memory_explained(config: TrainConfig, step: int, *, world: int = 1) -
         size = config.encoded_at_once(world)
         precision = "`train.precision: bf16`, " if config.precision == "fp32" else ""
         used = ""
-        if a_gpu_is_in_use():
+        if cuda_is_initialized():
             total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
             used = f" (at most {torch.cuda.max_memory_allocated() / 1e9:.1f} of its {total / 1e9:.1f} GB)"
         raise TrainingError(

@@ -14,7 +14,7 @@ from clipkit.config.differences import find_differences
 from clipkit.config.document import read_document
 from clipkit.config.file import dump_config, load_config, load_run_config
 from clipkit.config.plugins import loaded_plugins
-from clipkit.config.problems import check
+from clipkit.config.problems import GONE
 from clipkit.errors import CheckpointError, ConfigError
 from clipkit.runs.checkpoint import read_meta
 from clipkit.runs.folder import CONFIG, Run, check_free
@@ -117,10 +117,13 @@ def _config_for(run: Run, config_file: Path | None, sets: Sequence[str]) -> Conf
 
 def _values_of(run: Run) -> dict[str, Any]:
     """The values of the run's config, with the defaults of keys that are new, unless its plugins are not loaded."""
-    text, source = run.config_text, str(run.folder / CONFIG)
-    if (config := check(read_document(text, source=source))) is not None:
-        return _with_absolute_paths(config).model_dump(mode="json")
-    return read_document(text, source=source).values
+    document = read_document(run.config_text, source=str(run.folder / CONFIG))
+    for key in GONE:
+        document.remove(tuple(key.split(".")))
+    values = document.values
+    with suppress(ValidationError):
+        values = _with_absolute_paths(parse_values(values)).model_dump(mode="json")
+    return values
 
 
 def _compare(run: Run, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -112,7 +112,7 @@ def bench_loader(
         batch_size=batch_size,
         workers=usable_cores() if config.workers is None else config.workers,
         decoder=_decoder_name(config),
-        advice=_advise(config, stages_ms, stats.image_mb_an_epoch, images_per_s, ceiling_per_s),
+        advice=_advise(config, stages_ms, stats.image_mb_per_epoch, images_per_s, ceiling_per_s),
     )
 
 

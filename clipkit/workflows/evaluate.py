@@ -16,6 +16,7 @@ from clipkit.config import Config, EvaluatorSection
 from clipkit.data.training_rows import named_columns, training_sources
 from clipkit.errors import DataError
 from clipkit.evaluators import EvaluatorContext, build_evaluator
+from clipkit.evaluators.picture import check_writable
 from clipkit.opening import open_model
 from clipkit.store import Dataset, Rows
 from clipkit.types import Progress, Table, no_progress
@@ -51,6 +52,8 @@ def evaluate(
 
     With one evaluator its numbers are at the top level of the report, with several under `evaluations` by name.
     """
+    if picture is not None:
+        check_writable(picture)
     model = open_model(run, checkpoint=checkpoint, device=device)
     dataset = Dataset(uri, columns=named_columns(model.config.data))
     sections = _evaluators_of(model.config)

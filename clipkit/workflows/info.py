@@ -90,7 +90,7 @@ class Info:
     captions_per_image: Spread | None
     caption_words: Spread | None
     caption_chars: Spread | None
-    images: Images
+    images: Images | None
     total_bytes: int
     num_fragments: int
     storage_version: str
@@ -158,21 +158,26 @@ def _count(dataset: Dataset) -> _Counts:
         ORIENTATION: counts.orientation,
     }
     there = [name for name in plain if name in dataset.schema.names]
-    scanner = dataset.lance.scanner(columns=[dataset.captions_column, *there], batch_size=BATCH_ROWS)
-    for batch in scanner.to_batches():
+    captions_column = [dataset.captions_column] if dataset.columns.captions in dataset.schema.names else []
+    columns = captions_column + there
+    scanner = dataset.lance.scanner(columns=columns, batch_size=BATCH_ROWS)
+    for batch in scanner.to_batches() if columns else ():
         for name in there:
             for found in pc.value_counts(batch.column(name)).to_pylist():
                 plain[name][found["values"]] += found["counts"]
-        for captions in as_captions(pa.chunked_array([batch.column(dataset.captions_column)])):
-            counts.per_image[len(captions)] += 1
-            counts.words.update(len(caption.split()) for caption in captions)
-            counts.chars.update(map(len, captions))
+        for name in captions_column:
+            for captions in as_captions(pa.chunked_array([batch.column(name)])):
+                counts.per_image[len(captions)] += 1
+                counts.words.update(len(caption.split()) for caption in captions)
+                counts.chars.update(map(len, captions))
     if "split" not in there:
         counts.splits[None] = len(dataset)
     return counts
 
 
-def _describe_images(dataset: Dataset, counts: _Counts) -> Images:
+def _describe_images(dataset: Dataset, counts: _Counts) -> Images | None:
+    if dataset.columns.image not in dataset.schema.names:
+        return None
     num_rows = len(dataset)
     rows = np.unique(np.linspace(0, max(0, num_rows - 1), min(num_rows, NUM_SAMPLED_IMAGES)).astype(np.int64))
     formats: Counter[str] = Counter()

@@ -31,7 +31,7 @@ from clipkit.tasks import TaskContext, build_task
 from clipkit.train.checkpoint_writer import CheckpointWriter
 from clipkit.train.datasets import open_datasets, with_pixel_caches
 from clipkit.train.engine import Engine
-from clipkit.train.evaluations import Evaluation
+from clipkit.train.evaluations import Evaluation, find_criterion
 from clipkit.train.parallel import Replicas, Shards, Strategy
 from clipkit.train.plan import TrainingPlan, make_plan, steps_of
 from clipkit.train.process import check_last_batch, check_same_start, process_group, set_kernels, set_threads
@@ -164,6 +164,7 @@ def build_training(session: Session, device: torch.device, *, make_caches: bool 
     loader = _make_loader(session, task, rows)
     engine = _make_engine(session, task, loader, device)
     evaluations = _make_evaluations(config, task, datasets[0], engine.plan)
+    find_criterion(evaluations, config.train.best)  # raises where it names no metric
     return Training(config, datasets, task, loader, engine, evaluations, threads)
 
 

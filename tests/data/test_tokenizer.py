@@ -53,10 +53,10 @@ def test_training_is_deterministic() -> None:
 def test_padding_is_to_the_longest_rounded_up_or_to_the_most(minilm_dir: Path) -> None:
     texts = ["a dog", "a dog runs over the green grass in the park today"]
     longest = load_tokenizer(minilm_dir, max_tokens=32, padding="longest")(texts)
-    assert longest.input_ids.shape == (2, 16)
-    assert longest.attention_mask.sum(1).tolist() == [4, 13]
-    assert load_tokenizer(minilm_dir, max_tokens=32, padding="max")(texts).input_ids.shape == (2, 32)
-    assert load_tokenizer(minilm_dir, max_tokens=10, padding="longest")(texts).input_ids.shape == (2, 10)
+    assert longest["input_ids"].shape == (2, 16)
+    assert longest["attention_mask"].sum(1).tolist() == [4, 13]
+    assert load_tokenizer(minilm_dir, max_tokens=32, padding="max")(texts)["input_ids"].shape == (2, 32)
+    assert load_tokenizer(minilm_dir, max_tokens=10, padding="longest")(texts)["input_ids"].shape == (2, 10)
 
 
 def test_ids_are_those_of_the_library(minilm_dir: Path, real_captions: list[str]) -> None:
@@ -66,8 +66,8 @@ def test_ids_are_those_of_the_library(minilm_dir: Path, real_captions: list[str]
     )
     for _ in range(2):  # the second time from memory
         tokens = tokenizer(real_captions)
-        assert torch.equal(tokens.input_ids, expected["input_ids"])
-        assert torch.equal(tokens.attention_mask, expected["attention_mask"])
+        assert torch.equal(tokens["input_ids"], expected["input_ids"])
+        assert torch.equal(tokens["attention_mask"], expected["attention_mask"])
 
 
 def test_truncated_share(minilm_dir: Path, real_captions: list[str]) -> None:
@@ -85,9 +85,9 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     loaded = load_tokenizer(tmp_path / "tokenizer", max_tokens=16, padding="longest")
     assert loaded.fingerprint == tokenizer.fingerprint
     assert loaded.pad_token_id == tokenizer.pad_token_id
-    assert torch.equal(loaded(CAPTIONS).input_ids, tokenizer(CAPTIONS).input_ids)
+    assert torch.equal(loaded(CAPTIONS)["input_ids"], tokenizer(CAPTIONS)["input_ids"])
     copy = pickle.loads(pickle.dumps(tokenizer))
-    assert torch.equal(copy(CAPTIONS).input_ids, tokenizer(CAPTIONS).input_ids)
+    assert torch.equal(copy(CAPTIONS)["input_ids"], tokenizer(CAPTIONS)["input_ids"])
 
 
 def test_it_is_saved_while_another_thread_encodes_with_it(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_it_is_saved_while_another_thread_encodes_with_it(tmp_path: Path) -> Non
         finally:
             stop.set()
         saving.result()
-    assert {batch.input_ids.shape for batch in batches} == {(8, 8)}
+    assert {batch["input_ids"].shape for batch in batches} == {(8, 8)}
 
 
 def test_real_captions_are_hardly_ever_unknown(minilm_dir: Path, real_captions: list[str], tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_real_captions_are_hardly_ever_unknown(minilm_dir: Path, real_captions: 
     bare = load_tokenizer(tmp_path, max_tokens=32, padding="max")
     unknown = whole._library.unk_token_id
     for tokenizer in (whole, bare):
-        ids = tokenizer(real_captions).input_ids
+        ids = tokenizer(real_captions)["input_ids"]
         assert (ids == unknown).float().mean() < 0.001
 
 

@@ -8,12 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_datasets import jpeg
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from clipkit.config import DataConfig
@@ -53,13 +53,13 @@ def test_samples_and_batches(plain_dataset: str) -> None:
     assert torch.equal(copy[7]["image"], dataset[7]["image"])
 
 
-def test_a_bad_row_has_the_same_stand_in_whatever_it_is_read_with(
-    write_dataset: Any, jpeg: Callable[..., bytes]
-) -> None:
-    path = write_dataset([jpeg(20, 20, seed=i) if i % 5 else b"no image" for i in range(20)])
+def test_a_bad_row_has_the_same_stand_in_whatever_it_is_read_with(write_dataset: Any) -> None:
+    captions = [[f"picture {i}"] if i % 7 else [] for i in range(20)]
+    path = write_dataset([jpeg(20, 20, seed=i) if i % 5 else b"no image" for i in range(20)], captions)
     dataset = ImageTextDataset(DataConfig(dataset=path, image_size=32))
     together = dataset.__getitems__(range(20))
-    assert all(sample["row"] % 5 for sample in together)
+    assert all(sample["row"] % 5 and sample["row"] % 7 for sample in together)
+    assert all(sample["caption"] == f"picture {sample['row']}" for sample in together)
     assert [dataset[i]["row"] for i in range(20)] == [sample["row"] for sample in together]
 
 

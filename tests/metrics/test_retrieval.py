@@ -1,7 +1,5 @@
 """Retrieval metrics against brute force, and in the cases where a careless one flatters the model."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -106,19 +104,3 @@ def test_pairs_are_told_apart_or_not() -> None:
     owner = torch.tensor([0, 1, 1, 2])
     assert metrics.pair_accuracy(image, text, owner, torch.tensor([[0, 1]])) == pytest.approx(2 / 3)
     assert metrics.pair_accuracy(image, text, owner, torch.tensor([[2, 3]])) == 0  # a tie
-
-
-def test_mean_cosine_is_that_of_all_pairs() -> None:
-    vectors = torch.randn(30, 5, generator=torch.Generator().manual_seed(1))
-    cosine = F.cosine_similarity(vectors[:, None], vectors[None], dim=-1)
-    expected = (cosine.sum() - 30) / (30 * 29)
-    torch.testing.assert_close(metrics.mean_cosine(vectors), expected)
-
-
-def test_effective_rank_counts_directions() -> None:
-    corners = torch.cat([torch.eye(6), -torch.eye(6)])
-    assert metrics.effective_rank(corners).item() == pytest.approx(6)
-    line = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
-    assert metrics.effective_rank(line).item() == pytest.approx(1)
-    assert math.isfinite(metrics.effective_rank(torch.ones(5, 3)).item())
-    assert math.isnan(metrics.effective_rank(torch.full((5, 3), math.nan)).item())

@@ -28,7 +28,7 @@ from clipkit.config import TransformersText
 from clipkit.data.inputs.tokens import Tokens
 from clipkit.data.tokenizer import FastTokenizer, load_tokenizer, train_tokenizer
 from clipkit.errors import ModelError
-from clipkit.models.text_encoder import build_text_encoder, describe, mask_always, write_out_attention
+from clipkit.models.text_encoder import always_mask, build_text_encoder, describe, use_eager_attention
 
 CAPTIONS = ["a red circle is left of a blue star", "two dogs run over the wet grass", "một con chó đứng"]
 
@@ -152,7 +152,7 @@ def test_attention_written_out_gives_the_same(name: str, words: FastTokenizer, t
     family(name, words.vocab_size).save_pretrained(tmp_path)
     encoder = build_text_encoder(TransformersText(name=str(tmp_path)), tokenizer=words).eval()
     before, saved = encoder(words(CAPTIONS)), describe(encoder)
-    write_out_attention(encoder)
+    use_eager_attention(encoder)
     assert encoder.model.config._attn_implementation == "eager"
     torch.testing.assert_close(encoder(words(CAPTIONS)), before)
     assert describe(encoder) == saved
@@ -164,7 +164,7 @@ def test_attention_that_always_has_a_mask_gives_the_same(name: str, words: FastT
     encoder = build_text_encoder(TransformersText(name=str(tmp_path), pretrained=name != "t5"), tokenizer=words).eval()
     inputs = [words(CAPTIONS), words(CAPTIONS[:1])]  # of which the second has no padding
     before, saved = [encoder(tokens) for tokens in inputs], describe(encoder)
-    mask_always(encoder)
+    always_mask(encoder)
     torch.testing.assert_close([encoder(tokens) for tokens in inputs], before)
     assert describe(encoder) == saved
 

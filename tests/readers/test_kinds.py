@@ -248,3 +248,9 @@ def test_columns_that_no_name_tells(tmp_path: Path) -> None:
         captions(tmp_path / "styles.csv")
     assert "--caption-column" in caught.value.hint
     assert captions(tmp_path / "styles.csv", caption_columns=("productDisplayName",)) == {"15970": ("Check Shirt",)}
+
+
+def test_the_column_of_the_images_as_the_id(tmp_path: Path) -> None:
+    make_images(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "t.csv").write_text("id,image,title\n1,a.jpg,x\n1,b.jpg,y\n")
+    assert captions(tmp_path / "t.csv", id_column="image") == {"a.jpg": ("x",), "b.jpg": ("y",)}

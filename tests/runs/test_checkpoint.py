@@ -1,4 +1,4 @@
-"""What is read of a checkpoint, and what is not."""
+"""A checkpoint is read without running anything in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders: made whole or not at all, cut back, and found again in spite of damage."""
+"""Run folders: created completely or not at all, and found again in spite of damage."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from clipkit.errors import CheckpointError
-from clipkit.runs.checkpoint import list_files
-from clipkit.runs.folder import META, Run, find_checkpoint
-from clipkit.runs.metrics import read_metrics
+from clipkit.runs.checkpoint import META, list_files
+from clipkit.runs.folder import Run, find_checkpoint
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def write_checkpoint(run: Run, step: int) -> Path:
     return folder
 
 
-def test_an_existing_run_is_refused_with_the_way_to_go_on(run: Run) -> None:
+def test_an_existing_run_is_refused_with_how_to_resume_it(run: Run) -> None:
     with pytest.raises(CheckpointError, match="already exists") as caught:
         Run.create(run.folder, config="", facts={})
     assert f"clipkit train --resume {run.folder}" in caught.value.hint
@@ -47,26 +46,6 @@ def test_only_one_process_trains_in_a_folder(run: Run) -> None:
         other.lock()
     run.unlock()
     other.lock()
-
-
-def test_metrics_are_cut_back_to_a_step_with_the_torn_line(run: Run) -> None:
-    lines = [json.dumps({"step": step, "loss": 0.1}) for step in range(1, 10)]
-    (run.folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 10, "lo')
-    assert [line["step"] for line in run.cut_metrics(8)] == [9]
-    assert [line["step"] for line in read_metrics(run.folder)] == list(range(1, 9))
-    assert run.cut_metrics(8) == []
-    assert (run.folder / "metrics.jsonl").read_text().endswith("}\n")
-    run.cut_metrics(0)
-    assert (run.folder / "metrics.jsonl").read_text() == ""
-
-
-def test_metrics_larger_than_what_is_read_at_once_are_cut_to_the_byte(run: Run) -> None:
-    lines = [json.dumps({"step": step, "note": "x" * (step % 97)}) + "\n" for step in range(1, 6001)]
-    for step in (5999, 5000, 1, 0):
-        (run.folder / "metrics.jsonl").write_text("".join(lines))
-        cut = run.cut_metrics(step)
-        assert [line["step"] for line in cut] == list(range(step + 1, 6001))
-        assert (run.folder / "metrics.jsonl").read_text() == "".join(lines[:step])
 
 
 def test_last_best_and_a_step_are_found(run: Run) -> None:
@@ -112,7 +91,7 @@ def test_with_every_checkpoint_damaged_there_is_none(run: Run) -> None:
     for _, path in run.checkpoints():
         (path / META).unlink()
     assert run.newest_checkpoint() is None
-    with pytest.raises(CheckpointError, match="no checkpoint that can be used"):
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
         find_checkpoint(run.folder)
 
 
@@ -123,7 +102,7 @@ def test_leftovers_of_a_kill_are_removed(run: Run) -> None:
     assert not list(run.checkpoints_folder.glob(".step-*"))
 
 
-def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no run or checkpoint"):
         find_checkpoint(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"it has no `config\.yaml`"):

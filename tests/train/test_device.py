@@ -1,4 +1,4 @@
-"""What a step asks of its device: on a GPU every number that the host waits for stops the steps behind it."""
+"""A step reads nothing from its device: on a GPU each number that the host waits for delays the steps behind it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipkit.config import Group, TrainConfig
 from clipkit.data.device import prefetch_to_device
-from clipkit.models.text_encoder import mask_always
+from clipkit.models.text_encoder import always_mask
 from clipkit.runs.metrics import read_metrics
 from clipkit.train.optimizer import NamedGroup, group_norms
 from clipkit.train.session import open_session
+from clipkit.types import Ranks
 from clipkit.workflows import train as training
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that the tests may see")
@@ -48,12 +49,12 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_step_reads_no_number(mode: str, config_file: Path) -> None:
+def test_a_step_reads_nothing_from_its_device(mode: str, config_file: Path) -> None:
     sets = ["train.precision=fp32", *MODES[mode]]
-    parts = training.build_parts(open_session(config_file, sets), torch.device("cpu"))
-    mask_always(parts.task.model.text_encoder)
-    with closing(parts.loader), closing(parts.loader.iterate(0, 1)) as batches, Waits() as waits:
-        parts.engine.train_step(next(batches), step=0)
+    built = training.build_training(open_session(config_file, sets), torch.device("cpu"))
+    always_mask(built.task.model.text_encoder)
+    with closing(built.loader), closing(built.loader.iterate(0, 1)) as batches, Waits() as waits:
+        built.engine.train_step(next(batches), step=0)
     assert waits.found == []
 
 
@@ -78,24 +79,27 @@ def test_how_many_samples_a_device_encodes_at_once(settings: dict[str, int], wor
     assert TrainConfig.model_validate(settings).encoded_at_once(world) == expected
 
 
-def test_validation_needs_no_more_memory_than_training(config_file: Path) -> None:
-    parts = training.build_parts(open_session(config_file, ["train.chunk_size=8"]), torch.device("cpu"))
-    parts.loader.close()
-    assert parts.validation is not None
-    assert parts.validation.batch_size == 8
+def test_an_evaluation_encodes_as_many_samples_at_once_as_training(config_file: Path) -> None:
+    built = training.build_training(open_session(config_file, ["train.chunk_size=8"]), torch.device("cpu"))
+    built.loader.close()
+    sizes: list[int] = []
+    built.task.model.image_encoder.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    with built.engine.evaluating():
+        built.evaluations[0].evaluator.run(built.task.model, Ranks())
+    assert sizes == [8] * 5
 
 
 @on_a_gpu
 def test_a_step_does_not_wait_for_a_gpu(config_file: Path) -> None:
     device = torch.device("cuda")
-    parts = training.build_parts(open_session(config_file), device)
-    with closing(parts.loader), closing(parts.loader.iterate(0, 4)) as on_host:
+    built = training.build_training(open_session(config_file), device)
+    with closing(built.loader), closing(built.loader.iterate(0, 4)) as on_host:
         batches = prefetch_to_device(on_host, device)
         for step in range(2):  # the first ones choose kernels
-            parts.engine.train_step(next(batches), step=step)
+            built.engine.train_step(next(batches), step=step)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            parts.engine.train_step(next(batches), step=2)
+            built.engine.train_step(next(batches), step=2)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -10,6 +10,7 @@ from torch import nn
 from clipkit.config import Group, OptimConfig
 from clipkit.errors import ConfigError
 from clipkit.train.optimizer import (
+    NamedGroup,
     assign_groups,
     build_optimizer,
     freeze_groups,
@@ -31,19 +32,27 @@ class Model(nn.Module):
         self.temperature.log = nn.Parameter(torch.zeros(()))
 
 
-def groups_of(**groups: Group) -> OptimConfig:
-    return OptimConfig(groups=groups)
-
-
+PATTERNS = {
+    "image_encoder": ("image_encoder.*",),
+    "text_encoder": ("text_encoder.*",),
+    "heads": ("image_head.*", "text_head.*"),
+    "temperature": ("temperature.*",),
+}
 KNOWN = {
     "image_encoder": Group(lr=0.1, weight_decay=0.5),
     "text_encoder": Group(lr=0.2),
     "heads": Group(lr=0.3, weight_decay=0.5),
+    "temperature": Group(lr=0.3),
 }
+OPTIM = OptimConfig(groups=KNOWN)
+
+
+def groups_of(model: nn.Module, optim: OptimConfig = OPTIM) -> list[NamedGroup]:
+    return assign_groups(model.named_parameters(), optim, patterns=PATTERNS)
 
 
 def test_every_parameter_is_in_the_group_of_its_name() -> None:
-    groups = assign_groups(Model().named_parameters(), groups_of(**KNOWN))
+    groups = groups_of(Model())
     assert {group.name: sorted(name for name, _ in group.params) for group in groups} == {
         "image_encoder": [
             "image_encoder.0.bias",
@@ -57,26 +66,21 @@ def test_every_parameter_is_in_the_group_of_its_name() -> None:
     }
 
 
-def test_temperature_takes_the_heads_rate() -> None:
-    groups = assign_groups(Model().named_parameters(), groups_of(**KNOWN))
-    assert next(group.config.lr for group in groups if group.name == "temperature") == 0.3
-
-
 def test_a_parameter_left_out_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"4 parameters are in no group.*`image_head\.weight`"):
-        assign_groups(
-            Model().named_parameters(),
-            groups_of(image_encoder=Group(lr=1), text_encoder=Group(lr=1), temperature=Group(lr=1)),
-        )
+        groups_of(Model(), OptimConfig(groups={name: group for name, group in KNOWN.items() if name != "heads"}))
 
 
-def test_a_pattern_that_matches_nothing_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"`optim\.groups\.adapters` matches no parameter"):
-        assign_groups(Model().named_parameters(), groups_of(**KNOWN, adapters=Group(lr=1, params=("*.lora_*",))))
+def test_a_frozen_group_without_parameters_is_an_error() -> None:
+    model = Model()
+    del model.temperature
+    with pytest.raises(ConfigError, match=r"`optim\.freeze` names `temperature`, and no parameter is in that group"):
+        groups_of(model, OptimConfig(groups=KNOWN, freeze=("temperature",)))
 
 
-def test_a_group_of_its_own_goes_before_the_known_ones() -> None:
-    groups = assign_groups(Model().named_parameters(), groups_of(**KNOWN, norms=Group(lr=1, params=("*_encoder.1.*",))))
+def test_groups_with_patterns_of_their_own_come_first() -> None:
+    norms = Group(lr=1, params=("*_encoder.1.*",))
+    groups = groups_of(Model(), OptimConfig(groups={**KNOWN, "norms": norms}))
     assert [name for group in groups if group.name == "norms" for name, _ in group.params] == [
         "image_encoder.1.weight",
         "image_encoder.1.bias",
@@ -87,7 +91,7 @@ def test_a_group_of_its_own_goes_before_the_known_ones() -> None:
 
 def test_weight_decay_spares_norms_biases_and_the_temperature() -> None:
     model = Model()
-    optimizer = build_optimizer(assign_groups(model.named_parameters(), groups_of(**KNOWN)), groups_of(**KNOWN))
+    optimizer = build_optimizer(groups_of(model), OPTIM)
     decays = {param: group["weight_decay"] for group in optimizer.param_groups for param in group["params"]}
     assert decays[model.image_encoder[0].weight] == 0.5
     assert decays[model.image_encoder[0].bias] == decays[model.image_encoder[1].weight] == 0
@@ -95,7 +99,7 @@ def test_weight_decay_spares_norms_biases_and_the_temperature() -> None:
 
 
 def test_rates_are_peaks_times_the_factor() -> None:
-    optimizer = build_optimizer(assign_groups(Model().named_parameters(), groups_of(**KNOWN)), groups_of(**KNOWN))
+    optimizer = build_optimizer(groups_of(Model()), OPTIM)
     set_rates(optimizer, 0.5)
     assert {group["group"]: group["lr"] for group in optimizer.param_groups} == {
         "image_encoder": 0.05,
@@ -107,7 +111,7 @@ def test_rates_are_peaks_times_the_factor() -> None:
 
 def test_freezing_turns_off_gradients_dropout_and_batch_statistics() -> None:
     model = Model()
-    groups = assign_groups(model.named_parameters(), groups_of(**KNOWN))
+    groups = groups_of(model)
     assert freeze_groups(groups, frozenset({"image_encoder"}))
     set_train_mode(model)
     assert not model.image_encoder[0].weight.requires_grad
@@ -119,10 +123,10 @@ def test_freezing_turns_off_gradients_dropout_and_batch_statistics() -> None:
     assert not freeze_groups(groups, frozenset())
 
 
-def test_what_the_model_itself_keeps_fixed_stays_so() -> None:
+def test_what_the_model_itself_freezes_stays_frozen() -> None:
     model = Model()
     model.text_encoder[0].weight.requires_grad_(False)
-    groups = assign_groups(model.named_parameters(), groups_of(**KNOWN))
+    groups = groups_of(model)
     freeze_groups(groups, frozenset())
     assert not model.text_encoder[0].weight.requires_grad
     assert next(group.num_fixed for group in groups if group.name == "text_encoder") == 20
@@ -151,7 +155,7 @@ def test_a_layer_that_a_known_encoder_numbers_has_its_own_scale() -> None:
 
 def test_norms_are_those_of_all_gradients_of_a_group() -> None:
     model = Model()
-    groups = assign_groups(model.named_parameters(), groups_of(**KNOWN))
+    groups = groups_of(model)
     for _, param in groups[0].params:
         param.grad = torch.full_like(param, 2.0)
     norms = group_norms(groups, gradients=True)

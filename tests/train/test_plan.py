@@ -8,11 +8,11 @@ import pytest
 
 from clipkit.config import OptimConfig, Schedule, TrainConfig
 from clipkit.errors import ConfigError
-from clipkit.train.plan import MEASURED_STEPS, Plan, make_plan, steps_in_minutes
+from clipkit.train.plan import MEASURED_STEPS, TrainingPlan, make_plan, steps_in_minutes
 from clipkit.train.schedule import rate_factor
 
 
-def plan_of(duration: str = "100st", *, optim: OptimConfig | None = None, **train: object) -> Plan:
+def plan_of(duration: str = "100st", *, optim: OptimConfig | None = None, **train: object) -> TrainingPlan:
     config = TrainConfig.model_validate({"duration": duration, "batch_size": 50, **train})
     return make_plan(config, optim or OptimConfig(), steps_per_epoch=20)
 
@@ -22,15 +22,14 @@ def test_a_duration_in_steps(duration: str, steps: int) -> None:
     assert plan_of(duration).total_steps == steps
 
 
-def test_validation_and_checkpoints_fall_on_their_steps_and_the_last() -> None:
-    plan = plan_of("50st", validate_every="1ep", checkpoint_every="16st")
-    assert [step for step in range(1, 51) if plan.validates(step)] == [20, 40, 50]
+def test_checkpoints_fall_on_their_steps_and_the_last() -> None:
+    plan = plan_of("50st", checkpoint_every="16st")
     assert [step for step in range(1, 51) if plan.saves(step)] == [16, 32, 48, 50]
 
 
 def test_only_a_run_may_be_in_minutes() -> None:
-    with pytest.raises(ConfigError, match=r"train\.validate_every"):
-        plan_of(validate_every="1min")
+    with pytest.raises(ConfigError, match=r"train\.checkpoint_every"):
+        plan_of(checkpoint_every="1min")
 
 
 def test_groups_are_frozen_until_their_step_or_for_good() -> None:
@@ -41,11 +40,11 @@ def test_groups_are_frozen_until_their_step_or_for_good() -> None:
 
 def test_pretrained_freezes_an_encoder_that_starts_from_weights() -> None:
     optim = OptimConfig(freeze={"text_encoder": "pretrained", "image_encoder": "1ep"})
-    assert plan_of(optim=optim.settled(())).frozen(10**9) == {"text_encoder"}
-    assert plan_of(optim=optim.settled({"text_encoder"})).frozen(0) == {"image_encoder"}
+    assert plan_of(optim=optim.settled((), like={})).frozen(10**9) == {"text_encoder"}
+    assert plan_of(optim=optim.settled({"text_encoder"}, like={})).frozen(0) == {"image_encoder"}
 
 
-def factors(schedule: Schedule, plan: Plan, steps: range) -> list[float]:
+def factors(schedule: Schedule, plan: TrainingPlan, steps: range) -> list[float]:
     return [rate_factor(step, schedule=schedule, plan=plan) for step in steps]
 
 

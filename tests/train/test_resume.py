@@ -1,4 +1,4 @@
-"""A run that dies goes on as if it had not: the real command, killed, and compared bit for bit."""
+"""A run that is killed is resumed as if nothing had happened: the real command, compared bit for bit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool], *,
     while process.poll() is None:
         if condition():
             return True
-        assert time.monotonic() < deadline, "the command does not get there"
+        assert time.monotonic() < deadline, "the condition never came true"
         time.sleep(0.002)
     return condition()
 
@@ -89,7 +89,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, write_config: Callab
     return folder / "run"
 
 
-def test_a_run_killed_at_random_goes_on_bit_for_bit(
+def test_a_run_killed_at_random_is_resumed_bit_for_bit(
     tmp_path: Path, config_file: Path, uninterrupted: Path, losses: Losses
 ) -> None:
     run, sets = tmp_path / "run", [part for change in CHANGES for part in ("--set", change)]
@@ -119,7 +119,7 @@ def test_a_run_killed_at_random_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
     number: signal.Signals,
     code: int,
     tmp_path: Path,
@@ -142,7 +142,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert_same_run(run, uninterrupted, losses)
 
 
-def test_a_run_that_is_being_trained_is_not_gone_on_with(tmp_path: Path, config_file: Path, run_cli: RunCli) -> None:
+def test_a_run_that_is_being_trained_cannot_be_resumed(tmp_path: Path, config_file: Path, run_cli: RunCli) -> None:
     run = tmp_path / "run"
     sets = ("train.duration=100kst", "train.checkpoint_every=1st", "train.validate_every=null", "train.keep=1")
     process = start("--config", config_file, *(part for change in sets for part in ("--set", change)))
@@ -226,7 +226,7 @@ def test_a_rerun_with_other_threads_says_so(
     assert json.loads((tmp_path / "again" / "run.json").read_text())["threads"] == 2
 
 
-def test_differences_are_said_and_harmless_ones_accepted(
+def test_differences_are_logged_and_harmless_ones_accepted(
     tmp_path: Path, uninterrupted: Path, train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
@@ -255,7 +255,7 @@ def test_another_model_or_order_is_refused(change: str, uninterrupted: Path, tra
     assert f"{change.partition('=')[0]}: " in caught.value.message
 
 
-def test_what_cannot_be_gone_on_with_says_what_can(tmp_path: Path, uninterrupted: Path) -> None:
+def test_what_cannot_be_resumed_says_what_can(tmp_path: Path, uninterrupted: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no run at") as caught:
         open_session(None, resume=str(tmp_path / "nothing"))
     assert "--resume auto" in caught.value.hint
@@ -264,13 +264,13 @@ def test_what_cannot_be_gone_on_with_says_what_can(tmp_path: Path, uninterrupted
     assert str(uninterrupted) in caught.value.hint
 
 
-def test_auto_starts_and_then_goes_on(tmp_path: Path, config_file: Path, train: Train, losses: Losses) -> None:
+def test_auto_starts_and_then_resumes(tmp_path: Path, config_file: Path, train: Train, losses: Losses) -> None:
     assert train(config_file, "train.duration=4st", resume="auto")["step"] == 4
     assert train(config_file, "train.duration=6st", resume="auto")["step"] == 6
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path, config_file: Path, losses: Losses) -> None:
+def test_a_full_disk_costs_checkpoints_but_not_the_run(tmp_path: Path, config_file: Path, losses: Losses) -> None:
     import resource
 
     run = tmp_path / "run"
@@ -282,7 +282,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path, config_fi
     for text in ("could not be written", "metrics.jsonl` cannot be written", "TensorBoard fails"):
         assert output.count(text) >= 1
     assert "the run reached step 16" in output
-    assert "make room on the disk" in output
+    assert "make room if the disk is full" in output
     assert not list(run.glob("checkpoints/.step-*"))
     assert (run / "metrics.jsonl").read_bytes().endswith(b"}\n")
     again = start("--resume", run)

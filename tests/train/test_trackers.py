@@ -12,7 +12,7 @@ import pytest
 
 from clipkit.errors import MissingExtra
 from clipkit.runs.folder import Run
-from clipkit.runs.metrics import read_metrics
+from clipkit.runs.metrics import cut_metrics, read_metrics
 from clipkit.train.trackers import MetricsLog, MlFlow, TensorBoard, Tracker, WeightsAndBiases, open_trackers
 
 TRAINING = {"step": 1, "loss": 0.5, "lr": {"heads": 0.25}}
@@ -69,7 +69,7 @@ def test_mlflow_in_the_run_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(run.folder)
-    for _ in range(2):  # a resume goes on with the same run
+    for _ in range(2):  # a resume continues the same run
         write(run, MlFlow(run.folder, run.id, "name", {"run": {"seed": 0}}))
     (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert found.data.metrics == {"loss": 0.5, "lr/heads": 0.25, "text_to_image/recall_at_1": 0.125}
@@ -77,9 +77,9 @@ def test_mlflow_in_the_run_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def interrupted(run: Run, tracker: str) -> None:
-    """Four steps, of which the last two are done again after a resume, and two more."""
+    """Four steps, of which a resume repeats the last two, and two more."""
     for step, last in ((0, 4), (2, 6)):
-        cut = run.cut_metrics(step)
+        cut = cut_metrics(run.folder, step)
         log = MetricsLog(run, open_trackers([tracker], run, name="name", config={}, step=step), cut=cut)
         for done in range(step + 1, last + 1):
             log.write({"step": done, "loss": 1 / done})
@@ -88,7 +88,7 @@ def interrupted(run: Run, tracker: str) -> None:
         time.sleep(1)  # TensorBoard reads its files in the order of their names, which have seconds
 
 
-def test_tensorboard_goes_on_where_the_run_does(run: Run) -> None:
+def test_tensorboard_continues_where_the_run_does(run: Run) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -99,7 +99,7 @@ def test_tensorboard_goes_on_where_the_run_does(run: Run) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload``")  # within MLflow
-def test_mlflow_is_told_no_step_twice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_gets_no_step_twice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(run.folder)
@@ -111,7 +111,7 @@ def test_mlflow_is_told_no_step_twice(run: Run, monkeypatch: pytest.MonkeyPatch)
     mlflow.set_tracking_uri(None)
 
 
-def test_weights_and_biases_is_told_no_step_twice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_gets_no_step_twice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -1,4 +1,4 @@
-"""`clipkit train` from its config to its run folder, and what it makes of trouble."""
+"""`clipkit train` from its config to its run folder, and what it does in trouble."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipkit.config import TransformersText
+from clipkit.config import DualEncoderConfig, TransformersText
 from clipkit.config.file import parse_config
 from clipkit.data.tokenizer import train_tokenizer
+from clipkit.data.training_rows import TrainingRows
 from clipkit.errors import CheckpointError, ConfigError, DataError, TrainingError
+from clipkit.models import EncoderContext
 from clipkit.models.text_encoder import make_tokenizer
 from clipkit.runs.checkpoint import read_meta
 from clipkit.runs.folder import find_checkpoint
@@ -68,9 +70,9 @@ def test_a_run_leaves_its_numbers_its_config_and_its_checkpoints(
     ],
 )
 def test_attention_is_what_is_fastest_here(config_file: Path, sets: list[str], attention: str) -> None:
-    parts = training.build_parts(open_session(config_file, sets), torch.device("cpu"))
-    parts.loader.close()
-    assert parts.task.model.text_encoder.model.config._attn_implementation == attention
+    built = training.build_training(open_session(config_file, sets), torch.device("cpu"))
+    built.loader.close()
+    assert built.task.model.text_encoder.model.config._attn_implementation == attention
 
 
 def test_the_dataset_version_is_tagged_and_kept(
@@ -86,7 +88,7 @@ def test_the_dataset_version_is_tagged_and_kept(
     assert read_meta(find_checkpoint(tmp_path / "run", "last"))["dataset"]["version"] == 1
 
 
-def test_a_moved_dataset_is_gone_on_with_and_another_one_is_not(
+def test_a_run_is_resumed_with_a_moved_dataset_but_not_with_another(
     tmp_path: Path, config_file: Path, shapes_dataset: Path, train: Train
 ) -> None:
     moved, run = tmp_path / "moved.lance", str(tmp_path / "run")
@@ -102,7 +104,7 @@ def test_a_moved_dataset_is_gone_on_with_and_another_one_is_not(
         train(None, "train.duration=5st", f"data.dataset={other}", resume=run)
 
 
-def test_a_dataset_that_is_gone_says_which_version_is_missed(
+def test_a_missing_dataset_is_named_with_its_version(
     tmp_path: Path, config_file: Path, shapes_dataset: Path, train: Train
 ) -> None:
     copy = tmp_path / "copy.lance"
@@ -115,7 +117,7 @@ def test_a_dataset_that_is_gone_says_which_version_is_missed(
     assert "--set data.dataset=" in caught.value.hint
 
 
-def test_a_dataset_that_takes_no_tag_is_trained_on_with_a_warning(
+def test_a_dataset_that_cannot_be_tagged_is_a_warning(
     tmp_path: Path, config_file: Path, shapes_dataset: Path, train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = tmp_path / "copy.lance"
@@ -159,7 +161,7 @@ def test_a_warm_start_takes_the_weights_and_the_tokenizer(tmp_path: Path, config
 
 def test_a_checkpoint_of_another_model_is_an_error(tmp_path: Path, config_file: Path, train: Train) -> None:
     train(config_file, *SHORT)
-    with pytest.raises(CheckpointError, match=r"another model|do not fit|shape"):
+    with pytest.raises(CheckpointError, match="12 tensors differ in shape"):
         train(
             config_file,
             *SHORT,
@@ -205,19 +207,19 @@ def test_a_run_whose_last_step_was_skipped_has_its_last_weights(
     assert read_meta(find_checkpoint(tmp_path / "run", "last"))["step"] == 2
 
 
-def test_statistics_that_an_overflow_spoiled_begin_anew(config_file: Path) -> None:
-    parts = training.build_parts(open_session(config_file), torch.device("cpu"))
-    parts.loader.close()
-    norms = [module for module in parts.task.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+def test_statistics_that_an_overflow_spoiled_are_reset(config_file: Path) -> None:
+    built = training.build_training(open_session(config_file), torch.device("cpu"))
+    built.loader.close()
+    norms = [module for module in built.task.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     spoiled, sound = norms[0], norms[1]
     spoiled.running_var[0] = torch.nan
     sound.running_mean.fill_(0.5)
-    parts.engine.mend_statistics()
+    built.engine.mend_statistics()
     assert spoiled.running_var.eq(1).all()
     assert sound.running_mean.eq(0.5).all()
 
 
-def test_a_rollback_goes_on_from_good_weights_at_a_lower_rate(
+def test_a_rollback_continues_from_good_weights_at_a_lower_rate(
     tmp_path: Path, config_file: Path, train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(config_file, "train.duration=2st", "train.validate_every=null", "train.ema=null")
@@ -228,22 +230,14 @@ def test_a_rollback_goes_on_from_good_weights_at_a_lower_rate(
             "train.validate_every=1st", resume=str(tmp_path / "run"),
         )  # fmt: skip
     assert summary["step"] == 12
-    # What was validated and kept after step 3 is of its ruinous rate, as shows at once.
-    gone_back_to = [line["checkpoint"] for line in lines_with(tmp_path / "run", "event")]
-    assert gone_back_to == ["step-00000003", "step-00000002"]
-    assert "going on from the weights of" in caplog.text
+    # The checkpoint of step 3 has weights that the ruinous rate spoiled: the next step fails too.
+    restored = [line["checkpoint"] for line in lines_with(tmp_path / "run", "event")]
+    assert restored == ["step-00000003", "step-00000002"]
+    assert "continuing from the weights of" in caplog.text
     assert lines_with(tmp_path / "run", "loss")[-1]["loss"] is not None
 
 
-def test_early_stopping_ends_the_run(config_file: Path, train: Train) -> None:
-    summary = train(
-        config_file, "train.validate_every=1st", "train.early_stopping={patience: 2, min_delta: 1}", "train.ema=null"
-    )
-    assert summary["reason"].startswith("stopped early")
-    assert (summary["step"], summary["exit_code"]) == (3, 0)
-
-
-def test_a_metric_that_there_is_not_names_those_there_are(config_file: Path, train: Train) -> None:
+def test_an_unknown_metric_is_an_error_that_lists_the_known_ones(config_file: Path, train: Train) -> None:
     with pytest.raises(TrainingError, match=r"`train\.best: recall`") as caught:
         train(config_file, "train.validate_every=1st", "train.best=recall", "train.duration=1st")
     assert "`text_to_image/recall@10`" in caught.value.hint
@@ -269,6 +263,12 @@ def test_a_group_is_unfrozen_at_its_step(tmp_path: Path, config_file: Path, trai
     )
     trained = ["image_encoder" in line["lr"] for line in lines_with(tmp_path / "run", "lr")]
     assert trained == [False, False, True, True]
+
+
+def test_a_group_that_matches_no_parameter_is_an_error(config_file: Path) -> None:
+    adapters = "optim.groups.adapters={lr: 1e-3, params: ['*.lora_*']}"
+    with pytest.raises(ConfigError, match=r"`optim\.groups\.adapters` matches no parameter"):
+        training.dry_run(open_session(config_file, [adapters]))
 
 
 def test_a_run_that_trains_nothing_is_an_error(config_file: Path) -> None:
@@ -298,22 +298,22 @@ def test_a_filter_that_chooses_nothing_is_an_error(
 def test_the_vocabulary_is_of_each_sources_training_rows(config_file: Path, shapes_dataset: Path) -> None:
     filters = ("scene = 30", "scene = 31")
     sources = ", ".join(f'{{dataset: {shapes_dataset}, train: "{where}"}}' for where in filters)
-    session = open_session(config_file, ["data.dataset=null", f"data.sources=[{sources}]", "data.limit=1"])
+    config = open_session(config_file, ["data.dataset=null", f"data.sources=[{sources}]", "data.limit=1"]).config
     dataset = Dataset(shapes_dataset)
-    made = make_tokenizer(session, (dataset, dataset))
-    assert made is not None
     captions = [text for where in filters for text in dataset.take_captions(dataset.select(where)[:1])[0]]
-    data, text = session.config.data, session.config.model.text
+    assert isinstance(config.model, DualEncoderConfig)
+    text = config.model.text
     assert isinstance(text, TransformersText)
     assert text.architecture is not None
-    wanted = train_tokenizer(
+    expected = train_tokenizer(
         captions,
         vocab_size=text.architecture.vocab_size,
         lowercase=text.architecture.lowercase,
-        max_tokens=data.max_tokens,
-        padding=data.padding,
+        max_tokens=config.data.max_tokens,
+        padding=config.data.padding,
     )
-    assert made.fingerprint == wanted.fingerprint
+    made = make_tokenizer(text, EncoderContext(config.data, TrainingRows(config.data)))
+    assert made.fingerprint == expected.fingerprint
 
 
 def test_a_config_is_needed() -> None:

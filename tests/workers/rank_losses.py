@@ -7,7 +7,12 @@ import torch
 import torch.distributed as dist
 
 from clipkit.distributed import gather_arrays, shares
-from clipkit.losses import functional as losses
+from clipkit.losses import tiles
+from clipkit.losses.identity import identity
+from clipkit.losses.infonce import infonce
+from clipkit.losses.ranking import ranking
+from clipkit.losses.sigmoid import sigmoid
+from clipkit.losses.soft_targets import soft_targets
 
 folder, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
@@ -21,17 +26,17 @@ scale.requires_grad_()
 bias.requires_grad_()
 
 functions = {
-    "infonce": lambda: losses.infonce(image, text, scale=scale, shares=of),
-    "sigmoid": lambda: losses.sigmoid(image, text, scale=scale, bias=bias, shares=of),
-    "soft_targets": lambda: losses.soft_targets(image, text, temperature=1.3, shares=of),
-    "ranking": lambda: losses.ranking(image, text, shares=of),
-    "identity": lambda: losses.identity(image, text, shares=of),
+    "infonce": lambda: infonce(image, text, scale=scale, shares=of),
+    "sigmoid": lambda: sigmoid(image, text, scale=scale, bias=bias, shares=of),
+    "soft_targets": lambda: soft_targets(image, text, temperature=1.3, shares=of),
+    "ranking": lambda: ranking(image, text, shares=of),
+    "identity": lambda: identity(image, text, shares=of),
 }
 results = {}
-for suffix, elements in (("", losses.TILE_ELEMENTS), (", tiled", 2 * of.total)):
-    losses.TILE_ELEMENTS = elements
+for suffix, elements in (("", tiles.TILE_ELEMENTS), (", tiled", 2 * of.total)):
+    tiles.TILE_ELEMENTS = elements
     for name, function in functions.items():
-        loss = function()
+        loss = function() * (len(image) / of.total)  # ranks count in proportion to their pairs
         inputs = [image, text, scale, bias]
         gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
         results[name + suffix] = [loss.detach(), *gradients]

@@ -10,13 +10,8 @@ import torch.distributed as dist
 from clipkit.train.session import open_session
 from clipkit.workflows import train as training
 
-
-class Quiet:
-    """Shows nothing."""
-
-    def update(self, step: int, total: int | None, fields: object) -> None: ...
-    def validation(self, line: object) -> None: ...
-
+sys.path.insert(0, str(Path(__file__).parent.parent / "helpers"))
+from training_runs import Quiet
 
 config, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
 dist.init_process_group("gloo", timeout=timedelta(seconds=60))

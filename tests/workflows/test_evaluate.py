@@ -1,4 +1,4 @@
-"""`clipkit eval` on a run of the real command: what it reports, chooses, warns of and refuses."""
+"""`clipkit eval`: what it reports, chooses, warns of and refuses."""
 
 import json
 import shutil
@@ -8,53 +8,42 @@ from pathlib import Path
 from typing import Any
 
 import lance
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
-from clipkit import opening as encoder
-from clipkit.errors import CheckpointError, ClipkitError, DataError
-from clipkit.metrics import retrieval as metrics
+from clipkit.errors import ClipkitError, DataError
+from clipkit.metrics.retrieval import retrieval
+from clipkit.opening import open_model
 from clipkit.workflows.evaluate import evaluate as measure
 
-CONFIG = """
-run: {{name: small, dir: {folder}/run}}
-data:
-  dataset: {folder}/shapes.lance
-  train: "split = 'train'"
-  validation: "split = 'test' and twin_of is null"
-  image_size: 32
-model:
-  image: {{kind: timm, name: resnet10t}}
-  text: {{kind: transformers, architecture: {{hidden_size: 32, layers: 1, heads: 2}}}}
-  embedding_dim: 32
-optim:
-  groups: {{image_encoder: {{lr: 1e-3}}, text_encoder: {{lr: 1e-3}}, heads: {{lr: 1e-3}}}}
-train: {{duration: 4st, batch_size: 16, validate_every: 2st, checkpoint_every: 2st, threads: 1}}
-"""
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
 Evaluate = Callable[..., dict[str, Any]]
+SETS = (
+    "data.validation=split = 'test' and twin_of is null",
+    "train.duration=4st",
+    "train.validate_every=2st",
+    "train.checkpoint_every=2st",
+)
 
 
 @pytest.fixture(scope="module")
-def workplace(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory, run_cli: RunCli) -> Path:
-    """A folder with `shapes.lance` and a `run` of four steps on it."""
+def run(
+    tmp_path_factory: pytest.TempPathFactory, write_config: Callable[[Path], Path], train: Callable[..., Any]
+) -> Path:
+    """A run of four steps."""
     folder = tmp_path_factory.mktemp("eval")
-    (folder / "config.yaml").write_text(CONFIG.format(folder=folder))
-    for command in (["ingest", shapes_dir, folder / "shapes.lance"], ["train", "--config", folder / "config.yaml"]):
-        done = run_cli(*command)
-        assert done.returncode == 0, done.stderr
-    return folder
+    train(write_config(folder), *SETS)
+    return folder / "run"
 
 
 @pytest.fixture
-def evaluate(workplace: Path) -> Evaluate:
-    def run(**options: Any) -> dict[str, Any]:
-        return measure(workplace / "run", options.pop("dataset", workplace / "shapes.lance"), **options)
+def evaluate(run: Path, shapes_dataset: Path) -> Evaluate:
+    def report(**options: Any) -> dict[str, Any]:
+        return measure(run, options.pop("dataset", shapes_dataset), **options)[0]
 
-    return run
+    return report
 
 
 def copy_with(source: Path, target: Path, old: str, new: str) -> Path:
@@ -71,18 +60,16 @@ def copy_with(source: Path, target: Path, old: str, new: str) -> Path:
 
 
 def test_report_is_what_brute_force_finds(
-    workplace: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
+    run: Path, shapes_dataset: Path, evaluate: Evaluate, caplog: pytest.LogCaptureFixture
 ) -> None:
     report = evaluate(split="test")
-    model = encoder.load(workplace / "run")
-    table = lance.dataset(workplace / "shapes.lance").to_table(filter="split = 'test'").to_pylist()
+    model = open_model(run)
+    table = lance.dataset(shapes_dataset).to_table(filter="split = 'test'").to_pylist()
     image = torch.from_numpy(model.encode_images([row["image"] for row in table]))
     text = torch.from_numpy(model.encode_texts([caption for row in table for caption in row["captions"]]))
     owner = torch.arange(len(table)).repeat_interleave(5)
     assert (report["num_images"], report["num_captions"]) == (len(table), 5 * len(table))
-    assert report["text_to_image"] == pytest.approx(
-        metrics.retrieval(image, text, owner)["text_to_image"], abs=0.02, rel=0.02
-    )
+    assert report["text_to_image"] == pytest.approx(retrieval(image, text, owner)["text_to_image"], abs=0.02, rel=0.02)
     assert set(report["image_to_text"]) == {"recall@1", "recall@5", "recall@10", "median_rank", "mean_rank"}
     assert report["step"] in (2, 4)
     assert (report["split"], report["dataset_version"]) == ("test", 1)
@@ -100,29 +87,29 @@ def test_twins_are_reported_apart(evaluate: Evaluate) -> None:
     assert set(report["twins"]) == {"colors", "places"}
 
 
-def test_twins_need_no_kind(workplace: Path, evaluate: Evaluate, tmp_path: Path) -> None:
-    table = lance.dataset(workplace / "shapes.lance").to_table(filter="split = 'test'").drop(["twin_kind"])
+def test_twins_need_no_kind(shapes_dataset: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+    table = lance.dataset(shapes_dataset).to_table(filter="split = 'test'").drop(["twin_kind"])
     lance.write_dataset(table, tmp_path / "no_kind.lance")
     report = evaluate(dataset=tmp_path / "no_kind.lance", split="test")
     assert report["twins"]["any"]["num_pairs"] == report["without_twins"]["num_images"] == report["num_images"] // 2
 
 
 def test_a_run_on_cached_pixels_is_measured_where_there_is_no_cache(
-    workplace: Path, evaluate: Evaluate, tmp_path: Path
+    run: Path, shapes_dataset: Path, evaluate: Evaluate, tmp_path: Path
 ) -> None:
-    run = copy_with(workplace / "run", tmp_path / "run", "cache: null", "cache: 40")
-    assert encoder.load(run).config.data.cache == 40
-    report = measure(run, workplace / "shapes.lance", split="test")
+    copy = copy_with(run, tmp_path / "run", "cache: null", "cache: 40")
+    assert open_model(copy).config.data.cache == 40
+    report, _ = measure(copy, shapes_dataset, split="test")
     assert report["text_to_image"] == evaluate(split="test")["text_to_image"]
 
 
-def test_a_dataset_that_has_moved_leaves_open_what_was_trained_on(
-    workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_without_the_runs_own_dataset_it_is_unknown_what_was_trained_on(
+    run: Path, shapes_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = copy_with(workplace / "run", tmp_path / "run", "shapes.lance", "gone.lance")
-    report = measure(run, workplace / "shapes.lance", split="train")
+    copy = copy_with(run, tmp_path / "run", "shapes.lance", "gone.lance")
+    report, _ = measure(copy, shapes_dataset, split="train")
     assert report["trained_on"] is None
-    assert "cannot be told: there is no dataset at" in caplog.text
+    assert "unknown whether the run was trained on these rows: there is no dataset at" in caplog.text
 
 
 def test_the_runs_own_validation_rows_are_the_default(evaluate: Evaluate) -> None:
@@ -132,7 +119,7 @@ def test_the_runs_own_validation_rows_are_the_default(evaluate: Evaluate) -> Non
     assert report["num_images"] == evaluate(split="test")["num_images"] // 2
 
 
-def test_rows_that_were_trained_on_are_warned_of(evaluate: Evaluate, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_that_were_trained_on_give_a_warning(evaluate: Evaluate, caplog: pytest.LogCaptureFixture) -> None:
     report = evaluate(where="split = 'train' or split = 'test'", checkpoint="2")
     assert report["split"] is None
     assert report["step"] == 2
@@ -140,15 +127,23 @@ def test_rows_that_were_trained_on_are_warned_of(evaluate: Evaluate, caplog: pyt
     assert f"the run was trained on {report['trained_on']} of these" in caplog.text
 
 
-def test_another_dataset_with_one_split_or_none(
-    workplace: Path, evaluate: Evaluate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_evaluators_that_differ_only_in_their_rows_are_measured_once(
+    run: Path, shapes_dataset: Path, evaluate: Evaluate, tmp_path: Path
 ) -> None:
-    rows = lance.dataset(workplace / "shapes.lance").to_table(columns=["image_id", "image", "captions"], limit=12)
+    both = "evaluate: {test: {kind: retrieval, where: split = 'test'}, all: {kind: retrieval}}"
+    report, _ = measure(copy_with(run, tmp_path / "run", "evaluate: {}", both), shapes_dataset)
+    assert report["text_to_image"] == evaluate(split="test")["text_to_image"]
+
+
+def test_another_dataset_with_one_split_or_none(
+    shapes_dataset: Path, evaluate: Evaluate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = lance.dataset(shapes_dataset).to_table(columns=["image_id", "image", "captions"], limit=12)
     lance.write_dataset(rows, tmp_path / "plain.lance")
     report = evaluate(dataset=tmp_path / "plain.lance")
     assert (report["num_images"], report["split"], report["where"]) == (12, None, None)
     assert "twins" not in report
-    assert "does not work here" in caplog.text
+    assert "does not work on this dataset" in caplog.text
     lance.write_dataset(rows.append_column("split", pa.array(["new"] * 12)), tmp_path / "one.lance")
     assert evaluate(dataset=tmp_path / "one.lance")["split"] == "new"
     lance.write_dataset(rows.append_column("split", pa.array(["a", "b"] * 6)), tmp_path / "two.lance")
@@ -168,42 +163,28 @@ def test_another_dataset_with_one_split_or_none(
         ({"dataset": "gone.lance"}, "no dataset at `gone.lance`"),
     ],
 )
-def test_what_cannot_be_measured_is_said(evaluate: Evaluate, options: dict[str, str], message: str) -> None:
+def test_what_cannot_be_measured_is_an_error(evaluate: Evaluate, options: dict[str, str], message: str) -> None:
     with pytest.raises(ClipkitError) as caught:
         evaluate(**options)
     assert message in caught.value.message
     assert caught.value.hint
 
 
-def test_a_truncated_best_checkpoint_falls_back_and_says_so(
-    workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_truncated_best_checkpoint_is_replaced_with_a_warning(
+    run: Path, shapes_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(workplace / "run", run)
-    best = json.loads((run / "checkpoints" / "best.json").read_text())["step"]
-    weights = run / "checkpoints" / f"step-{best:08d}" / "model.safetensors"
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    best = json.loads((copy / "checkpoints" / "best.json").read_text())["step"]
+    weights = copy / "checkpoints" / f"step-{best:08d}" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert measure(run, workplace / "shapes.lance")["step"] == 6 - best
+    assert measure(copy, shapes_dataset)[0]["step"] == 6 - best
     assert "is damaged" in caplog.text
 
 
-def test_a_checkpoint_can_be_named_itself(workplace: Path) -> None:
-    checkpoint = workplace / "run" / "checkpoints" / "step-00000002"
-    assert encoder.load(checkpoint).step == 2
-    with pytest.raises(CheckpointError, match="is a checkpoint already"):
-        encoder.load(checkpoint, checkpoint="last")
-
-
-def test_a_checkpoint_of_another_model_is_refused(workplace: Path, tmp_path: Path) -> None:
-    source = sorted((workplace / "run" / "checkpoints").glob("step-*"))[-1]
-    checkpoint = copy_with(source, tmp_path / "checkpoint", "embedding_dim: 32", "embedding_dim: 16")
-    with pytest.raises(CheckpointError, match="another model"):
-        encoder.load(checkpoint)
-
-
-def test_table_and_picture(workplace: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_table_and_picture(run: Path, shapes_dataset: Path, run_cli: RunCli, tmp_path: Path) -> None:
     picture = tmp_path / "found.png"
-    done = run_cli("eval", workplace / "run", workplace / "shapes.lance", "--split", "test", "--picture", picture)
+    done = run_cli("eval", run, shapes_dataset, "--split", "test", "--picture", picture)
     assert done.returncode == 0, done.stderr
     for expected in (
         "step",
@@ -219,25 +200,11 @@ def test_table_and_picture(workplace: Path, run_cli: RunCli, tmp_path: Path) -> 
         assert image.width > 500
 
 
-def test_the_encoder_reads_files_bytes_and_texts(workplace: Path, shapes_dir: Path, tmp_path: Path) -> None:
-    model = encoder.load(workplace / "run", checkpoint="last")
-    files = sorted((shapes_dir / "Images").iterdir())[:3]
-    vectors = model.encode_images([files[0], files[1].read_bytes(), files[2]], batch_size=2)
-    assert vectors.shape == (3, 32)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(model.encode_images(files), vectors, rtol=1e-3, atol=1e-5)
-    assert model.encode_texts([]).shape == (0, 32)
-    assert model.encode_texts(["a red circle", "a blue star"]).shape == (2, 32)
-    (tmp_path / "torn.jpg").write_bytes(files[0].read_bytes()[:100])
-    with pytest.raises(DataError, match=r"torn\.jpg"):
-        model.encode_images([tmp_path / "torn.jpg"])
-
-
-def test_json_is_one_object_and_errors_are_ours(workplace: Path, run_cli: RunCli) -> None:
-    done = run_cli("eval", workplace / "run", workplace / "shapes.lance", "--json")
+def test_json_is_one_object_and_an_error_has_a_hint(run: Path, shapes_dataset: Path, run_cli: RunCli) -> None:
+    done = run_cli("eval", run, shapes_dataset, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_images"] == 20
-    done = run_cli("eval", workplace / "run", workplace / "shapes.lance", "--split", "nope", "--json")
+    done = run_cli("eval", run, shapes_dataset, "--split", "nope", "--json")
     assert (done.returncode, done.stdout) == (1, "")
     assert "error: the split `nope`" in done.stderr
     assert "\nhint: " in done.stderr

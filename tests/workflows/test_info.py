@@ -37,6 +37,7 @@ def test_command(shapes_lance: Path, run_cli) -> None:
     assert [version["rows"] for version in found["versions"]] == [240]
     text = run_cli("info", shapes_lance, "--leaks").stdout
     assert "240 rows, 1200 captions" in text
+    assert "files captions.txt\n    images from Images" in text
     assert "leaks: 0 images" in text
 
 
@@ -114,6 +115,13 @@ def altered(pixels: np.ndarray, way: int) -> bytes:
     if way == 2:
         return bytes(cv2.imencode(".png", pixels[4:-4, 4:-4])[1])
     return bytes(cv2.imencode(".jpg", cv2.resize(pixels, (256, 256)))[1])
+
+
+def test_a_dataset_without_images_and_captions(tmp_path: Path, run_cli) -> None:
+    lance.write_dataset(pa.table({"image_id": ["a", "b"], "tags": [["x"], []]}), tmp_path / "x.lance")
+    info = describe(str(tmp_path / "x.lance"))
+    assert (info.rows, info.captions, info.images) == (2, 0, None)
+    assert "images: none" in run_cli("info", tmp_path / "x.lance").stdout
 
 
 def test_leaks(photographs_dir: Path, tmp_path: Path) -> None:

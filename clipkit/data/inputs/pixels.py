@@ -1,13 +1,11 @@
-"""Pixels: of the encoded image, or of a column of pixels that were decoded before."""
+"""Pixels, decoded from the encoded image or read from a column of cached pixels."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from clipkit.config import DataConfig, NoAugment
@@ -15,7 +13,7 @@ from clipkit.data.augment import NUM_UNIFORMS, augment_pixels, crop_box, cut
 from clipkit.data.inputs.base import DecodedInput, Decoding
 from clipkit.data.random import key, uniforms
 from clipkit.data.samples import DrawnSamples
-from clipkit.errors import DataError
+from clipkit.errors import ConfigError, DataError
 from clipkit.images.decode import JpegDecoder, choose_divisor, decode, fastest_decoder, turn_upright
 from clipkit.images.decode import Pixels as RGB
 from clipkit.images.header import BadImage, parse_header
@@ -24,127 +22,92 @@ from clipkit.store import Dataset
 from clipkit.types import ImageSpec
 
 AUGMENT_PURPOSE = 2
-CACHE_PREFIX = "pixels_"
 Source = memoryview | RGB | None
-Time = Callable[[str, float], object]  # is told of seconds by stage
 
 
-class Renderer(Protocol):
-    """Where pixels come from, and how one image becomes what the encoder takes."""
+class Pixels(DecodedInput):
+    """`pixels`, (B, size, size, 3) uint8 RGB, augmented in training.
 
-    def fetch(self, samples: DrawnSamples) -> Sequence[Source]: ...
-    def render(self, source: Source, orientation: int | None, uniforms: Sequence[float] | None, out: RGB) -> float:
-        """Fill `out`; gives the seconds that decoding took. Raises BadImage.
+    With `data.cache` they are cut out of the squares that `clipkit cache` has stored.
+    """
 
-        `orientation` is the EXIF orientation where the dataset holds one, which goes before the file's. No uniform
-        numbers: as in evaluation.
-        """
-        ...
+    def __init__(
+        self, config: DataConfig, spec: ImageSpec, *, seed: int | None, jpeg: JpegDecoder | None = None
+    ) -> None:
+        """Without a seed nothing is augmented, as in evaluation. `jpeg` is the fastest decoder by default."""
+        if config.cache is not None and spec.resize != "squash":
+            raise ConfigError(
+                f"`data.cache` holds squashed images, but the image encoder expects `data.resize: {spec.resize}`",
+                "remove `data.cache`, or set `data.resize: squash`",
+            )
+        self.spec = spec
+        self.report_time: Callable[[str, float], object] = lambda stage, seconds: None
+        self._config = config
+        self._jpeg = jpeg or fastest_decoder()
+        self._squashed = replace(spec, resize="squash")
+        is_augmented = seed is not None and not isinstance(config.augment, NoAugment)
+        self._key = key(seed or 0, AUGMENT_PURPOSE) if is_augmented else None
 
-
-@dataclass(frozen=True)
-class EncodedImages:
-    config: DataConfig
-    spec: ImageSpec
-    jpeg: JpegDecoder
+    def check(self, dataset: Dataset) -> None:
+        cache = self._config.cache
+        if cache is None:
+            _ = dataset.image_column  # raises DataError if there is none
+        elif cache_column(cache) not in dataset.schema.names:
+            raise DataError(
+                f"`{dataset.uri}` has no pixel cache of {cache} px",
+                f"make it with `clipkit cache {dataset.uri} --size {cache}`, or remove `data.cache`",
+            )
 
     def fetch(self, samples: DrawnSamples) -> Sequence[Source]:
-        return samples.images()
+        """What the samples' pixels are made from: encoded images, or cached pixels."""
+        cache = self._config.cache
+        return samples.images() if cache is None else samples.pixels(cache_column(cache))
 
     def render(self, source: Source, orientation: int | None, uniforms: Sequence[float] | None, out: RGB) -> float:
-        assert isinstance(source, memoryview)
+        """Fill `out` from one image; returns the seconds that decoding took. Raises BadImage.
+
+        A stored `orientation` (EXIF) takes precedence over the file's. Without `uniforms` nothing is random.
+        """
+        if source is None:
+            raise BadImage("its pixels are not in the cache")
+        if isinstance(source, memoryview):
+            return self._render_encoded(source, orientation, uniforms, out)
+        side_px = self._config.cache
+        assert side_px is not None
+        box = crop_box(side_px, side_px, self.spec.size_px, self._config.augment, uniforms)
+        resize_for(cut(source.reshape(side_px, side_px, 3), box, 1.0), self.spec, out)
+        self._augment(out, uniforms)
+        return 0.0
+
+    def _render_encoded(
+        self, source: memoryview, orientation: int | None, uniforms: Sequence[float] | None, out: RGB
+    ) -> float:
         if not source.nbytes:
             raise BadImage("empty")
         started = time.perf_counter()
         info = parse_header(source)
         if orientation is None:
             orientation = info.orientation
-        width, height = info.width, info.height
-        if orientation >= 5:
-            width, height = height, width
-        augment, size_px = self.config.augment, self.spec.size_px
-        box = (
-            None
-            if _shows_whole(self.spec, self.config, uniforms)
-            else crop_box(width, height, size_px, augment, uniforms)
-        )
+        width, height = (info.height, info.width) if orientation >= 5 else (info.width, info.height)
+        spec, augment, is_full = self.spec, self._config.augment, self._config.decode == "full"
+        is_cropped = spec.resize == "squash" or not (uniforms is None or isinstance(augment, NoAugment))
+        box = crop_box(width, height, spec.size_px, augment, uniforms) if is_cropped else None
         divisor = 1
-        if self.config.decode == "scaled" and self.spec.interpolation == "fast":
+        if not is_full and spec.interpolation == "fast":
             region_width, region_height = (box.width, box.height) if box is not None else (width, height)
-            divisor = choose_divisor(region_width, region_height, self.spec.shortest_px or size_px)
-        pixels = decode(source, info, divisor=divisor, jpeg=self.jpeg)
+            divisor = choose_divisor(region_width, region_height, spec.shortest_px or spec.size_px)
+        pixels = decode(source, info, divisor=divisor, jpeg=self._jpeg)
         decode_s = time.perf_counter() - started
         pixels = turn_upright(pixels, orientation)
-        if box is None:
-            resize_for(pixels, self.spec, out)
-        else:
-            # The size that was really decoded, whatever the header or the scale said.
-            region_pixels = cut(pixels, box, pixels.shape[1] / width)
-            resize_for(region_pixels, replace(self.spec, resize="squash"), out, exact=self.config.decode == "full")
-        if uniforms is not None:
-            augment_pixels(out, augment, uniforms)
+        if box is not None:  # its scale comes from the decoded size, which headers and scaling only approximate
+            pixels, spec = cut(pixels, box, pixels.shape[1] / width), self._squashed
+        resize_for(pixels, spec, out, exact=is_full)
+        self._augment(out, uniforms)
         return decode_s
 
-
-def _shows_whole(spec: ImageSpec, config: DataConfig, uniforms: Sequence[float] | None) -> bool:
-    """Whether the spec's own way of making a square applies, and no crop of the augmentation's."""
-    return spec.resize != "squash" and (uniforms is None or isinstance(config.augment, NoAugment))
-
-
-@dataclass(frozen=True)
-class CachedPixels:
-    """Squares of `cache` pixels, made by `clipkit cache`; a crop is taken in the squashed image."""
-
-    config: DataConfig
-    spec: ImageSpec
-    side_px: int
-
-    def fetch(self, samples: DrawnSamples) -> Sequence[Source]:
-        return samples.pixels(cache_column(self.side_px))
-
-    def render(self, source: Source, orientation: int | None, uniforms: Sequence[float] | None, out: RGB) -> float:
-        if source is None:
-            raise BadImage("its pixels are not in the cache")
-        assert isinstance(source, np.ndarray)
-        square = source.reshape(self.side_px, self.side_px, 3)
-        box = crop_box(self.side_px, self.side_px, self.spec.size_px, self.config.augment, uniforms)
-        resize_for(cut(square, box, 1.0), replace(self.spec, resize="squash"), out)
+    def _augment(self, out: RGB, uniforms: Sequence[float] | None) -> None:
         if uniforms is not None:
-            augment_pixels(out, self.config.augment, uniforms)
-        return 0.0
-
-
-class Pixels(DecodedInput):
-    """`pixels`, (B, size, size, 3) uint8 RGB, augmented in training."""
-
-    def __init__(self, config: DataConfig, spec: ImageSpec, *, seed: int | None) -> None:
-        """Without a seed nothing is augmented, as in evaluation."""
-        self.spec = spec
-        self.time: Time = lambda stage, seconds: None
-        self._cache = config.cache
-        if config.cache is None:
-            self._renderer: Renderer = EncodedImages(config, spec, fastest_decoder())
-        else:
-            self._renderer = CachedPixels(config, spec, config.cache)
-        is_augmented = seed is not None and not isinstance(config.augment, NoAugment)
-        self._key = key(seed or 0, AUGMENT_PURPOSE) if is_augmented else None
-
-    def check(self, dataset: Dataset) -> None:
-        if self._cache is None:
-            _ = dataset.image_column  # raises where it is missing
-        elif cache_column(self._cache) not in dataset.schema.names:
-            raise DataError(
-                f"`{dataset.uri}` has no pixel cache of {self._cache} px",
-                f"make it with `clipkit cache {dataset.uri} --size {self._cache}`, or leave `data.cache` out",
-            )
-
-    def fetch(self, samples: DrawnSamples) -> Sequence[Source]:
-        """What the samples' pixels are made from: encoded images, or cached pixels."""
-        return self._renderer.fetch(samples)
-
-    def render(self, source: Source, orientation: int | None, uniforms: Sequence[float] | None, out: RGB) -> float:
-        """See `Renderer.render`."""
-        return self._renderer.render(source, orientation, uniforms, out)
+            augment_pixels(out, self._config.augment, uniforms)
 
     def start(self, samples: DrawnSamples, *, pin_memory: bool) -> Decoding:
         drawn = None
@@ -159,7 +122,7 @@ class _PixelDecoding:
         pixels: Pixels,
         sources: Sequence[Source],
         orientations: Sequence[int | None],
-        drawn: list[list[float]] | None,
+        uniforms: list[list[float]] | None,
         *,
         pin_memory: bool,
     ) -> None:
@@ -171,7 +134,7 @@ class _PixelDecoding:
         self._input = pixels
         self._sources = sources
         self._orientations = orientations
-        self._uniforms = drawn
+        self._uniforms = uniforms
 
     def decode(self, start: int, stop: int) -> Mapping[int, str]:
         started, decode_s = time.perf_counter(), 0.0
@@ -182,8 +145,8 @@ class _PixelDecoding:
                 decode_s += self._input.render(self._sources[i], self._orientations[i], drawn, self._out[i])
             except BadImage as error:
                 failed[i] = error.reason
-        self._input.time("decode", decode_s)
-        self._input.time("transform", time.perf_counter() - started - decode_s)
+        self._input.report_time("decode", decode_s)
+        self._input.report_time("transform", time.perf_counter() - started - decode_s)
         return failed
 
     def replace(self, place: int, other: Decoding) -> None:
@@ -194,4 +157,4 @@ class _PixelDecoding:
 
 
 def cache_column(side_px: int) -> str:
-    return f"{CACHE_PREFIX}{side_px}"
+    return f"pixels_{side_px}"

@@ -1,4 +1,4 @@
-"""Stored vectors: encoder outputs, or anything else of a fixed size, from a column of the dataset."""
+"""Stored vectors: encoder outputs, or other vectors of a fixed size, from a column of the dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipkit.store import Dataset
 
 
 class Vectors(Input):
-    """The values of a column of fixed-size lists as the tensor `name`, (B, F) as stored."""
+    """The values of a column of fixed-size lists as the tensor `name`, (B, F), as stored."""
 
     def __init__(self, name: str, column: str, *, setting: str) -> None:
         """`setting` is the config's key that names the column, for errors."""

@@ -1,8 +1,7 @@
 """The order of training: which samples make up the global batch of a step.
 
-A pure function of (seed, epoch, step). A shuffle is a keyed bijection of [0, n), so that finding what stands at a
-position takes no table and no pass over the rows; a batch is a slice of positions, whoever asks for it, so that
-neither workers nor ranks nor accumulation change it.
+It is a pure function of (seed, epoch, step). A shuffle is a keyed bijection of [0, n), so looking up a position needs
+no table and no pass over the rows. A batch is a slice of positions, whatever the threads, ranks and accumulation.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ import numpy as np
 from clipkit.config import BlockShuffle
 from clipkit.data.random import key, mix
 
-ROUNDS = 8  # fewer show in a chi-square over small n
+ROUNDS = 8  # with fewer, a chi-square test over small n shows the difference from random
 STRETCH = 4096
 MIXED_BLOCKS = 8
 
 
 class Permutation:
-    """A keyed bijection of [0, n): a Feistel network over the next even number of bits, walked until inside.
+    """A keyed bijection of [0, n): a Feistel network over an even number of bits, with cycle walking.
 
-    The network permutes [0, 4^k) with 4^k < 4n, so the walk takes at most four rounds on average.
+    The network permutes [0, 4^k) with 4^k < 4n and is applied until the value is below n: under four times on average.
     """
 
     def __init__(self, n: int, *, seed: int, epoch: int) -> None:
@@ -35,7 +34,7 @@ class Permutation:
         self._keys = [key(seed, epoch, round_) for round_ in range(ROUNDS)]
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """What stands at these positions (int64, each in [0, n))."""
+        """The values at these positions (int64, each in [0, n))."""
         values = self._network(positions.astype(np.uint64))
         outside = np.flatnonzero(values >= self.n)
         while len(outside):
@@ -53,7 +52,7 @@ class Permutation:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Samples of a batch, each with the epoch that its crop and caption are drawn for."""
+    """Samples of a batch, each with the epoch that its random crop and caption belong to."""
 
     samples: np.ndarray  # (B,) int64 in [0, num_samples)
     epochs: np.ndarray  # (B,) int64
@@ -66,7 +65,7 @@ class Draw:
 
 
 class Order(Protocol):
-    """Where each sample of an endless run over the data stands."""
+    """The sequence of samples over any number of epochs."""
 
     @property
     def num_samples(self) -> int: ...
@@ -75,17 +74,17 @@ class Order(Protocol):
     @property
     def drop_last(self) -> bool: ...
     def slice(self, epoch: int, start: int, stop: int) -> Draw:
-        """What stands at positions start to stop of an epoch."""
+        """The samples at positions start to stop of an epoch."""
         ...
 
     def __hash__(self) -> int: ...
 
     def images_of(self, samples: np.ndarray) -> np.ndarray:
-        """Numbers that are equal for samples of one image: those are kept out of each other's batch."""
+        """Numbers that are equal for samples of the same image, which must not share a batch."""
         ...
 
 
-class OneSampleAnImage:
+class OneSamplePerImage:
     def images_of(self, samples: np.ndarray) -> np.ndarray:
         return samples
 
@@ -97,9 +96,9 @@ def steps_per_epoch(order: Order) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A rank's part of a global batch: a contiguous one of each of the `pieces` that the batch is worked off in.
+    """A rank's part of a global batch: a contiguous part of each of the `pieces` (gradient accumulation).
 
-    So what is together in a piece, on all ranks, is what one process has in it.
+    A piece then holds the same samples, over all ranks, as it does in a single process.
     """
 
     rank: int = 0
@@ -107,7 +106,7 @@ class Share:
     pieces: int = 1
 
     def positions(self, size: int) -> np.ndarray:
-        """Where in a global batch of this size the rank's samples stand."""
+        """Positions of the rank's samples in a global batch of this size."""
         parts = []
         for piece in range(self.pieces):
             first, last = size * piece // self.pieces, size * (piece + 1) // self.pieces
@@ -116,7 +115,7 @@ class Share:
         return np.concatenate(parts)
 
     def limit(self, size: int) -> int:
-        """The most samples that it has of a global batch of at most this size."""
+        """The largest number of samples that the rank has in a global batch of at most this size."""
         largest_piece = math.ceil(size / self.pieces)
         return self.pieces * math.ceil(largest_piece / self.world)
 
@@ -125,7 +124,7 @@ WHOLE = Share()
 
 
 def draw(order: Order, step: int) -> Draw:
-    """The global batch of a step, which is the same whatever the number of ranks."""
+    """The global batch of a step; it does not depend on the number of ranks."""
     epoch, index = divmod(step, steps_per_epoch(order))
     start = index * order.batch_size
     size = min(order.batch_size, order.num_samples - start)
@@ -133,8 +132,8 @@ def draw(order: Order, step: int) -> Draw:
 
 
 @dataclass(frozen=True)
-class StoredOrder(OneSampleAnImage):
-    """Samples as they are stored, the same each epoch."""
+class StoredOrder(OneSamplePerImage):
+    """Samples in stored order, the same each epoch."""
 
     num_samples: int
     batch_size: int
@@ -145,7 +144,7 @@ class StoredOrder(OneSampleAnImage):
 
 
 @dataclass(frozen=True)
-class ShuffledOrder(OneSampleAnImage):
+class ShuffledOrder(OneSamplePerImage):
     """A new shuffle of all samples each epoch."""
 
     num_samples: int
@@ -162,16 +161,16 @@ class ShuffledOrder(OneSampleAnImage):
 
 @lru_cache(maxsize=16)
 def _stretch(order: ShuffledOrder, epoch: int, index: int) -> np.ndarray:
-    """What stands at `STRETCH` positions: a few batches' worth costs hardly more to find than one."""
+    """The samples at `STRETCH` positions: computing a few batches costs hardly more than one."""
     permutation = Permutation(order.num_samples, seed=order.seed, epoch=epoch)
     return permutation(np.arange(index * STRETCH, min((index + 1) * STRETCH, order.num_samples), dtype=np.int64))
 
 
 @dataclass(frozen=True)
-class BlockOrder(OneSampleAnImage):
-    """Blocks of neighbours in shuffled order; runs of neighbours from several blocks take turns in a batch.
+class BlockOrder(OneSamplePerImage):
+    """Blocks of neighbouring samples in shuffled order; a batch has a run of neighbours from each of several blocks.
 
-    A batch is then a few runs that are read with as many requests, which is what an object store wants.
+    It is then read with a few requests, which is fast on an object store.
     """
 
     num_samples: int
@@ -191,7 +190,7 @@ class BlockOrder(OneSampleAnImage):
 
 @lru_cache(maxsize=16)
 def _window(order: BlockOrder, epoch: int, index: int) -> np.ndarray:
-    """The samples of the `index`-th window of `MIXED_BLOCKS` blocks; a last, shorter block comes last."""
+    """The samples of the `index`-th window of `MIXED_BLOCKS` blocks; the shorter last block stays last."""
     num_whole = order.num_samples // order.block
     num_blocks = -(-order.num_samples // order.block)
     shuffle = Permutation(num_whole, seed=order.seed, epoch=epoch)
@@ -203,7 +202,7 @@ def _window(order: BlockOrder, epoch: int, index: int) -> np.ndarray:
     for turn, block in enumerate(blocks.tolist()):
         first = block * order.block
         size = min(order.block, order.num_samples - first)
-        rotation = int(key(order.seed, epoch, block)) % size  # so that runs do not begin at the same rows each epoch
+        rotation = int(key(order.seed, epoch, block)) % size  # so that runs do not start at the same rows each epoch
         samples.append(first + (np.arange(size) + rotation) % size)
         turns.append(np.arange(size) // run * MIXED_BLOCKS + turn)
     return np.concatenate(samples)[np.argsort(np.concatenate(turns), kind="stable")]
@@ -212,7 +211,7 @@ def _window(order: BlockOrder, epoch: int, index: int) -> np.ndarray:
 def plain_order(
     num_samples: int, batch_size: int, *, shuffle: bool | BlockShuffle, drop_last: bool = True, seed: int = 0
 ) -> Order:
-    """Samples as they are stored, shuffled, or shuffled in blocks."""
+    """Samples in stored order, shuffled, or shuffled in blocks."""
     if isinstance(shuffle, BlockShuffle):
         return BlockOrder(num_samples, batch_size, shuffle.block, drop_last, seed)
     if shuffle:
@@ -220,8 +219,8 @@ def plain_order(
     return StoredOrder(num_samples, batch_size, drop_last)
 
 
-def put_off(order: Order, samples: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """The samples, those of images that are among the ones before moved to the end."""
+def postpone_repeats(order: Order, samples: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """The samples, with those of images that also occur in `before` moved to the end."""
     again = np.isin(order.images_of(samples), order.images_of(before))
     return np.concatenate([samples[~again], samples[again]])
 

@@ -1,4 +1,4 @@
-"""From the config to the order of training."""
+"""The order of training that a config asks for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READ_ROWS = 65_536
 
 
 def build_order(config: DataConfig, parts: Sequence[DatasetSamples], *, batch_size: int, seed: int) -> Order:
-    """The order that `shuffle`, `group_by`, `hard_negatives` and `caption: each` ask for, of one or several sources."""
+    """The order by `shuffle`, `group_by`, `hard_negatives` and `caption: each`, for one or several sources."""
     if not config.sources:
         (samples,) = parts
         return _order_of(config, samples, batch_size=batch_size, seed=seed)
@@ -32,8 +32,8 @@ def build_order(config: DataConfig, parts: Sequence[DatasetSamples], *, batch_si
     if _groups(config) and not (turns.are_whole and config.drop_last):
         raise ConfigError(
             f"`{_groups(config)}` with `data.sources` needs weights that give each source a whole number of a batch's "
-            f"{batch_size:,} samples, and whole batches",
-            "change the weights or `train.batch_size`, and leave `data.drop_last: false` out",
+            f"{batch_size:,} samples, and full batches only",
+            "change the weights or `train.batch_size`, and remove `data.drop_last: false`",
         )
     orders = [
         _order_of(config, samples, batch_size=share, seed=int(key(seed, number)))
@@ -43,7 +43,7 @@ def build_order(config: DataConfig, parts: Sequence[DatasetSamples], *, batch_si
 
 
 def _order_of(config: DataConfig, samples: DatasetSamples, *, batch_size: int, seed: int) -> Order:
-    """The order of one dataset's samples, `batch_size` of which are in a batch."""
+    """The order of one dataset's samples, of which a batch has `batch_size`."""
     if config.group_by is not None:
         groups = group_by_value(_labels(samples, config.group_by))
     elif config.hard_negatives is not None:
@@ -58,7 +58,7 @@ def _order_of(config: DataConfig, samples: DatasetSamples, *, batch_size: int, s
 
 
 def _groups(config: DataConfig) -> str | None:
-    """The setting that says which samples share a batch."""
+    """The setting that decides which samples share a batch."""
     if config.group_by is not None:
         return "data.group_by"
     return "data.hard_negatives" if config.hard_negatives is not None else None
@@ -71,7 +71,7 @@ def _labels(samples: DatasetSamples, column: str) -> np.ndarray:
     if pa.types.is_nested(found) or is_blob(samples.dataset.schema.field(column)):
         raise DataError(
             f"the column `{column}` of `{samples.dataset.uri}` is {found}, and rows cannot be grouped by that",
-            "`data.group_by` needs a column of single values, such as texts or integers",
+            "`data.group_by` needs a column of single values, such as strings or integers",
         )
     encoded = samples.dataset.read([column]).column(0).combine_chunks().dictionary_encode()
     labels: np.ndarray = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)[samples.rows]

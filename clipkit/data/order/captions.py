@@ -1,4 +1,4 @@
-"""An order with a sample for every caption, that keeps the captions of one image out of each other's batch."""
+"""An order with one sample per caption, which keeps captions of the same image in different batches."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from clipkit.config import BlockShuffle
-from clipkit.data.order.base import Draw, of_epoch, plain_order, put_off
+from clipkit.data.order.base import Draw, of_epoch, plain_order, postpone_repeats
 from clipkit.data.random import key
 
 
 @dataclass(frozen=True, eq=False)
 class CaptionOrder:
-    """Every caption a sample, and an image's captions as far apart as can be.
+    """Every caption is a sample, and the captions of an image are as far apart as possible.
 
-    An epoch is a row of passes. An image is in as many of them as it has captions, at even distances, with one
-    caption each; a pass goes through its images as `shuffle` says. Where a batch spans two passes, images of the one
-    are put off in the other; where passes are of a few batches, they keep the order of the first.
+    An epoch is a sequence of passes. A pass normally has at most one caption of an image, in the order that `shuffle`
+    gives, and the passes with an image are evenly spaced. Where a batch spans two passes, images of the first are
+    postponed in the second. If a pass has only a few batches, all passes keep the order of the first instead.
     """
 
-    counts: np.ndarray  # (images,) captions of each image; its samples stand side by side
+    counts: np.ndarray  # (images,) captions of each image; its samples have consecutive numbers
     batch_size: int
     drop_last: bool = True
     seed: int = 0
@@ -33,7 +33,7 @@ class CaptionOrder:
 
     def slice(self, epoch: int, start: int, stop: int) -> Draw:
         if self._is_small:
-            return of_epoch(self._turn(_spread(self, epoch)[start:stop], epoch), epoch)
+            return of_epoch(self._rotate(_spread(self, epoch)[start:stop], epoch), epoch)
         ends = self._pass_ends
         parts = []
         for index in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
@@ -41,7 +41,7 @@ class CaptionOrder:
             if offset >= stop:
                 break
             parts.append(self._in_pass(epoch, index, max(start - offset, 0), min(stop, int(ends[index])) - offset))
-        return of_epoch(self._turn(np.concatenate(parts), epoch), epoch)
+        return of_epoch(self._rotate(np.concatenate(parts), epoch), epoch)
 
     def images_of(self, samples: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.first_samples, samples, side="right") - 1
@@ -53,7 +53,7 @@ class CaptionOrder:
 
     @cached_property
     def num_passes(self) -> int:
-        """As many as the image with the most captions has, but none shorter than a batch."""
+        """As many as the largest number of captions of an image, but no pass is shorter than a batch."""
         return max(1, min(int(self.counts.max()), self.num_samples // self.batch_size))
 
     @cached_property
@@ -63,7 +63,7 @@ class CaptionOrder:
 
     @cached_property
     def _is_small(self) -> bool:
-        """Whether a pass may be too short to put off what ended the one before."""
+        """Whether a pass may be too short to postpone the images at the end of the pass before."""
         return bool(np.diff(self._pass_ends, prepend=0).min() < 3 * self.batch_size)
 
     def _in_pass(self, epoch: int, index: int, start: int, stop: int) -> np.ndarray:
@@ -73,15 +73,15 @@ class CaptionOrder:
         return np.concatenate([head[start:], self.shuffled(epoch, index, max(start, len(head)), stop)])
 
     def shuffled(self, epoch: int, index: int, start: int, stop: int) -> np.ndarray:
-        """What stands at these positions of a pass, nothing put off."""
+        """The samples at these positions of a pass, with none postponed."""
         members = _members(self, index)
         seed = int(key(self.seed, index))
         order = plain_order(len(members), self.batch_size, shuffle=self.shuffle, seed=seed)
         samples: np.ndarray = members[order.slice(epoch, start, stop).samples]
         return samples
 
-    def _turn(self, samples: np.ndarray, epoch: int) -> np.ndarray:
-        """Each image's captions moved on, so that passes have other ones of them each epoch."""
+    def _rotate(self, samples: np.ndarray, epoch: int) -> np.ndarray:
+        """Rotate each image's captions, so that a pass has different captions in each epoch."""
         if not self.shuffle:
             return samples
         images = self.images_of(samples)
@@ -93,28 +93,28 @@ class CaptionOrder:
 
 @lru_cache(maxsize=16)
 def _head(order: CaptionOrder, epoch: int, index: int) -> np.ndarray:
-    """The first samples of a pass, those put off whose images end the pass before."""
+    """The first samples of a pass, with images at the end of the pass before postponed."""
     head = order.shuffled(epoch, index, 0, 2 * order.batch_size)
     size = len(_members(order, index - 1))
-    return put_off(order, head, order.shuffled(epoch, index - 1, size - order.batch_size, size))
+    return postpone_repeats(order, head, order.shuffled(epoch, index - 1, size - order.batch_size, size))
 
 
 @lru_cache(maxsize=2)
 def _spread(order: CaptionOrder, epoch: int) -> np.ndarray:
-    """All samples of an epoch: an image's captions at even distances, each image begun where `shuffle` puts it."""
+    """All samples of an epoch: an image's captions evenly spaced, starting where `shuffle` puts the image."""
     num_images = len(order.counts)
     shuffled = plain_order(num_images, order.batch_size, shuffle=order.shuffle, seed=order.seed)
-    begun = np.empty(num_images)
-    begun[shuffled.slice(epoch, 0, num_images).samples] = np.arange(num_images) / num_images
+    first_at = np.empty(num_images)
+    first_at[shuffled.slice(epoch, 0, num_images).samples] = np.arange(num_images) / num_images
     images = np.repeat(np.arange(num_images), order.counts)
     numbers = np.arange(order.num_samples) - order.first_samples[images]
-    spread: np.ndarray = np.argsort((numbers + begun[images]) / order.counts[images], kind="stable")
+    spread: np.ndarray = np.argsort((numbers + first_at[images]) / order.counts[images], kind="stable")
     return spread
 
 
 @lru_cache(maxsize=4)
 def _members(order: CaptionOrder, index: int) -> np.ndarray:
-    """Samples of a pass, as they are stored."""
+    """Samples of a pass in stored order."""
     if order.num_passes == order.counts.min() == order.counts.max():
         return order.first_samples + index
     low, high = _bounds(order, index)
@@ -125,8 +125,11 @@ def _members(order: CaptionOrder, index: int) -> np.ndarray:
 
 
 def _bounds(order: CaptionOrder, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """From which to which of its captions each image has in a pass: those with floor((i + shift) * passes / n) equal
-    to the pass's number, where the shift, from 0 to 1, spreads the captions of images that have few."""
+    """The range of captions that each image has in a pass.
+
+    They are those with floor((i + shift) * passes / n) equal to the pass's number; the shift, from 0 to 1, spreads the
+    captions of images with few captions over the passes.
+    """
     images = np.arange(len(order.counts), dtype=np.uint64)
     shift = (images * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(11)) * 2.0**-53
     low, high = (

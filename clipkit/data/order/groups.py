@@ -1,4 +1,4 @@
-"""An order that keeps certain samples in one batch."""
+"""An order that keeps groups of samples in one batch."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from clipkit.data.order.base import Draw, OneSampleAnImage, Permutation, of_epoch
+from clipkit.data.order.base import Draw, OneSamplePerImage, Permutation, of_epoch
 
 
 @dataclass(frozen=True, eq=False)
-class GroupedOrder(OneSampleAnImage):
-    """Shuffled groups of samples, a group's samples side by side and in one batch.
+class GroupedOrder(OneSamplePerImage):
+    """Shuffled groups of samples; a group's samples are consecutive and in one batch.
 
-    Where a group would lie across the end of a batch, groups of the next batch that fill the gap exactly change
-    places with it. Only a group that nothing fits in with, or that is larger than a batch, is cut.
+    A group that would cross the end of a batch changes places with groups of the next batch that fill the gap exactly.
+    It is split only if there are no such groups, or if it is larger than a batch.
     """
 
-    members: np.ndarray  # (n,) int64: samples, a group after the other
+    members: np.ndarray  # (n,) int64: samples, one group after the other
     sizes: np.ndarray  # (G,) int64: how many samples each group has
     batch_size: int
     drop_last: bool = True
     seed: int = 0
     shuffle: bool = True
-    is_endless: bool = False  # whether batches go on from one epoch into the next, as those of a source do
+    is_endless: bool = False  # whether batches continue from one epoch into the next, as those of a source do
 
     @property
     def num_samples(self) -> int:
@@ -36,7 +36,7 @@ class GroupedOrder(OneSampleAnImage):
         return starts
 
     def slice(self, epoch: int, start: int, stop: int) -> Draw:
-        begun = epoch * self.num_samples % self.batch_size if self.is_endless else 0  # of the first batch, before it
+        begun = epoch * self.num_samples % self.batch_size if self.is_endless else 0  # part of the batch before
         samples = []
         for index in range((start + begun) // self.batch_size, -(-(stop + begun) // self.batch_size)):
             low = max(0, index * self.batch_size - begun)
@@ -45,7 +45,7 @@ class GroupedOrder(OneSampleAnImage):
         return of_epoch(np.concatenate(samples), epoch)
 
     def _batch(self, epoch: int, low: int, high: int) -> np.ndarray:
-        """Its own stretch of the layout, less what fills the batch before, and more what fills it up."""
+        """The batch's own part of the layout, without groups moved to the batch before, with those moved into it."""
         groups, ends = _layout(self, epoch)
         given, kept = self._exchange(groups, ends, low)
         taken, pushed = self._exchange(groups, ends, high)
@@ -70,14 +70,14 @@ class GroupedOrder(OneSampleAnImage):
         return piece
 
     def _exchange(self, groups: np.ndarray, ends: np.ndarray, boundary: int) -> tuple[list[int], int | None]:
-        """Places of later groups that move before a boundary, and that of the group that makes room for them."""
+        """Places of the later groups that move before a boundary, and of the group that moves after it."""
         if boundary <= 0 or boundary >= self.num_samples:
             return [], None
         across = int(np.searchsorted(ends, boundary, side="right"))
         gap = int(boundary - (ends[across] - self.sizes[groups[across]]))
         if gap == 0 or self.sizes[groups[across]] > self.batch_size:
             return [], None
-        # The group that lies across the next boundary moves itself, so it is no filler.
+        # The group that crosses the next boundary may move itself, so it cannot fill the gap.
         last = int(np.searchsorted(ends, min(boundary + self.batch_size, self.num_samples), side="right"))
         candidates = range(across + 1, last)
         fillers = _exact_sum([int(self.sizes[groups[place]]) for place in candidates], gap)
@@ -86,7 +86,7 @@ class GroupedOrder(OneSampleAnImage):
 
 @lru_cache(maxsize=2)
 def _layout(order: GroupedOrder, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Groups in the order of an epoch, and where each ends."""
+    """Groups in the order of an epoch, and the position where each ends."""
     groups = np.arange(len(order.sizes), dtype=np.int64)
     if order.shuffle:
         groups = Permutation(len(groups), seed=order.seed, epoch=epoch)(groups)
@@ -94,7 +94,7 @@ def _layout(order: GroupedOrder, epoch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _exact_sum(sizes: list[int], target: int) -> list[int]:
-    """Indices of sizes that add up to `target`, the earliest that do; none where there are no such."""
+    """Indices of the earliest sizes that add up to `target`; empty if there are none."""
     reached: dict[int, list[int]] = {0: []}
     for index, size in enumerate(sizes):
         for total, chosen in list(reached.items()):
@@ -106,7 +106,7 @@ def _exact_sum(sizes: list[int], target: int) -> list[int]:
 
 
 def group_by_value(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Samples sorted by their value, and the sizes of the groups of equal ones; a value below 0 stands alone."""
+    """Samples sorted by value, and the sizes of groups of equal values; each value below 0 is a group of its own."""
     alone = values < 0
     labels = np.where(alone, values.max(initial=0) + 1 + np.arange(len(values)), values)
     members = np.argsort(labels, kind="stable")

@@ -1,4 +1,4 @@
-"""Several datasets drawn by weight, each gone through anew as often as it runs out."""
+"""Several datasets mixed by weight; each starts over when it runs out."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from clipkit.data.order.base import Draw, Order, put_off
+from clipkit.data.order.base import Draw, Order, postpone_repeats
 from clipkit.errors import DataError
 
-PATTERN = 4096  # places, about, of the pattern in which the sources take turns: how exactly weights are kept
-SMALL = 4
+PATTERN = 4096  # approximate length of the pattern in which sources take turns: longer keeps weights more exactly
+SMALL = 4  # batches
 
 
 class Turns:
-    """Which source's turn it is at each place of an endless run: each in proportion to its weight, evenly spread.
+    """Which source provides the sample at each position: sources are evenly spread, in proportion to their weights.
 
-    The pattern repeats after a whole number of batches, so that a source whose share of a batch is a whole number
-    has just that share in every batch.
+    The pattern repeats after a whole number of batches, so a source whose share of a batch is a whole number has
+    exactly that share in every batch.
     """
 
     def __init__(self, weights: Sequence[float], batch_size: int) -> None:
@@ -35,17 +35,17 @@ class Turns:
         before = [np.cumsum(self._owners == source) for source in range(len(counts))]
         self._before = np.concatenate([np.zeros((len(counts), 1), dtype=np.int64), np.stack(before)], axis=1)
         later = np.concatenate([self._before, self._before[:, 1:] + self._before[:, -1:]], axis=1)[:, batch_size:]
-        in_a_batch = later[:, : period + 1] - self._before  # by source, of a batch that begins anywhere
+        in_a_batch = later[:, : period + 1] - self._before  # by source, for a batch that starts at any position
         self.largest: list[int] = in_a_batch.max(axis=1).tolist()
         self.are_whole = bool((in_a_batch[:, ::batch_size] == in_a_batch[:, :1]).all())  # the same in every batch
 
     def owners(self, start: int, stop: int) -> np.ndarray:
-        """The source at each of these places."""
+        """The source at each of these positions."""
         owners: np.ndarray = self._owners[np.arange(start, stop) % len(self._owners)]
         return owners
 
     def before(self, place: int) -> list[int]:
-        """How many turns each source has had before this place."""
+        """How many turns each source has before this position."""
         cycles, slot = divmod(place, len(self._owners))
         counts: list[int] = (cycles * self._before[:, -1] + self._before[:, slot]).tolist()
         return counts
@@ -53,13 +53,13 @@ class Turns:
 
 @dataclass(frozen=True, eq=False)
 class MixedOrder:
-    """Orders of several sources, whose samples are numbered after those of the sources before them.
+    """The orders of several sources; the samples of a source are numbered after those of the sources before it.
 
-    A source goes through its own order, one epoch (here: a round) after another. An epoch of the mixture is as many
-    samples as all sources have; those of a source with more than its share of weight come more than once in it.
+    A source follows its own order, one epoch (here: a round) after another. An epoch of the mixture has as many samples
+    as all sources together, so a source with a large weight repeats samples within it.
     """
 
-    sources: tuple[Order, ...]  # the `batch_size` of each: the most that a batch takes of it
+    sources: tuple[Order, ...]  # the `batch_size` of each is the most that a batch takes from it
     turns: Turns
     batch_size: int
     drop_last: bool = True
@@ -68,9 +68,9 @@ class MixedOrder:
         for number, order in enumerate(self.sources, start=1):
             if order.batch_size > order.num_samples:
                 raise DataError(
-                    f"source {number} of `data.sources` has {order.num_samples:,} samples, and its weight asks for up "
+                    f"source {number} of `data.sources` has {order.num_samples:,} samples, but its weight asks for up "
                     f"to {order.batch_size:,} in each batch of {self.batch_size:,}",
-                    "lower its weight or `train.batch_size`: a batch holds no sample twice",
+                    "lower its weight or `train.batch_size`: a batch cannot hold a sample twice",
                 )
 
     @property
@@ -103,7 +103,7 @@ class MixedOrder:
         return images
 
     def _draw(self, source: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-        """A source's samples from its `low`-th turn on, and the round of each."""
+        """A source's samples from turn `low` up to turn `high`, and the round of each."""
         length = self.sources[source].num_samples
         samples = []
         for round_ in range(low // length, -(-high // length)):
@@ -113,7 +113,7 @@ class MixedOrder:
 
     def _draw_of_round(self, source: int, round_: int, start: int, stop: int) -> np.ndarray:
         order = self.sources[source]
-        # A source that a few batches use up keeps its order: then its repeats are as far apart as they can be.
+        # A source that lasts for only a few batches keeps its order, which keeps repeats as far apart as possible.
         if order.num_samples < SMALL * order.batch_size:
             return order.slice(0, start, stop).samples
         head = _head(order, round_) if round_ else np.empty(0, dtype=np.int64)
@@ -125,7 +125,7 @@ class MixedOrder:
 
 @lru_cache(maxsize=64)
 def _head(order: Order, round_: int) -> np.ndarray:
-    """The first samples of a round, those that ended the round before put off: a batch may span both."""
+    """The first samples of a round, without repeats of the last of the round before: a batch may span both."""
     share, length = order.batch_size, order.num_samples
     head = order.slice(round_, 0, 2 * share).samples
-    return put_off(order, head, order.slice(round_ - 1, length - share, length).samples)
+    return postpone_repeats(order, head, order.slice(round_ - 1, length - share, length).samples)

@@ -130,7 +130,8 @@ class Intake:
         if self._job.options.on_duplicate == "error":
             raise DataError(
                 f"the id `{record.image_id}` occurs twice (again at {record.source})",
-                "keep the first with --on-duplicate first, or all captions with --on-duplicate merge-captions",
+                "keep the first with --on-duplicate first, or all captions with --on-duplicate merge-captions; if the "
+                "rows are different images, name the column that tells them apart, such as --id-column image",
             )
         self._writer.count(Counts(duplicates=1))
 

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipkit.config import InfoNCE, Sigmoid, SoftTargets
-from clipkit.losses import functional as losses
+from clipkit.config import Identity, InfoNCE, Ranking, Section, Sigmoid, SoftTargets, builder_of
+from clipkit.distributed import Shares
+from clipkit.losses import PairLoss, tiles
+from clipkit.losses.identity import identity
+from clipkit.losses.infonce import infonce
+from clipkit.losses.ranking import ranking
+from clipkit.losses.sigmoid import sigmoid
+from clipkit.losses.soft_targets import soft_targets
 
 WORKER = Path(__file__).parent.parent / "workers" / "rank_losses.py"
 SCALE, BIAS = 7.0, -3.0
@@ -73,15 +80,15 @@ NAIVE = {
 def ours(name: str, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     match name:
         case "infonce":
-            return losses.infonce(image, text, scale=scale)
+            return infonce(image, text, scale=scale)
         case "sigmoid":
-            return losses.sigmoid(image, text, scale=scale, bias=bias)
+            return sigmoid(image, text, scale=scale, bias=bias)
         case "soft_targets":
-            return losses.soft_targets(image, text, temperature=1.3)
+            return soft_targets(image, text, temperature=1.3)
         case "ranking":
-            return losses.ranking(image, text)
+            return ranking(image, text)
         case _:
-            return losses.identity(image, text)
+            return identity(image, text)
 
 
 def pairs(count: int = 13, dim: int = 6, *, normalize: bool = True) -> list[Tensor]:
@@ -93,7 +100,7 @@ def pairs(count: int = 13, dim: int = 6, *, normalize: bool = True) -> list[Tens
     return [tensor.requires_grad_() for tensor in (image.contiguous(), text.contiguous(), *scalars)]
 
 
-def with_gradients(function, tensors: list[Tensor]) -> list[Tensor]:
+def with_gradients(function: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
     loss = function(*tensors)
     return [loss, *torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)]
 
@@ -111,7 +118,7 @@ def test_loss_and_gradient_are_the_naive_versions(name: str, normalize: bool) ->
 def test_tiles_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = pairs(37)
     expected = with_gradients(lambda *t: ours(name, *t), tensors)
-    monkeypatch.setattr(losses, "TILE_ELEMENTS", 37 * 5)
+    monkeypatch.setattr(tiles, "TILE_ELEMENTS", 37 * 5)
     actual = with_gradients(lambda *t: ours(name, *t), tensors)
     torch.testing.assert_close(actual, expected)
 
@@ -120,11 +127,11 @@ def test_a_large_batch_has_no_matrix_of_logits_in_memory() -> None:
     """From 4,096 to 10,240 pairs peak memory stays as it is, where one matrix of logits would be 419 MB."""
     code = """
 import resource, torch
-from clipkit.losses import functional as losses
+from clipkit.losses.infonce import infonce
 torch.set_num_threads(1)
 def peak_mb(count):
     image, text = torch.nn.functional.normalize(torch.randn(2, count, 16), dim=-1)
-    losses.infonce(image.requires_grad_(), text.requires_grad_(), scale=torch.tensor(10.0)).backward()
+    infonce(image.requires_grad_(), text.requires_grad_(), scale=torch.tensor(10.0)).backward()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 small = peak_mb(4096)
 print(peak_mb(10240) - small)
@@ -143,19 +150,19 @@ def test_label_smoothing_is_torchs() -> None:
     expected = (
         F.cross_entropy(logits, own, label_smoothing=0.1) + F.cross_entropy(logits.T, own, label_smoothing=0.1)
     ) / 2
-    torch.testing.assert_close(losses.infonce(image, text, scale=scale, label_smoothing=0.1), expected)
+    torch.testing.assert_close(infonce(image, text, scale=scale, label_smoothing=0.1), expected)
 
 
 def test_ranking_has_two_directions() -> None:
     image, text, *_ = pairs()
-    turned = losses.ranking(text, image, direction="text_to_image", temperature=0.2)
-    torch.testing.assert_close(losses.ranking(image, text, temperature=0.2), turned)
-    assert losses.ranking(image, text, direction="text_to_image") != losses.ranking(image, text)
+    turned = ranking(text, image, direction="text_to_image", temperature=0.2)
+    torch.testing.assert_close(ranking(image, text, temperature=0.2), turned)
+    assert ranking(image, text, direction="text_to_image") != ranking(image, text)
 
 
 def test_identity_of_a_perfect_match_is_finite_and_still() -> None:
     image = torch.eye(4).requires_grad_()
-    loss = losses.identity(image, image)
+    loss = identity(image, image)
     loss.backward()
     assert loss.item() < 1e-3
     assert image.grad is not None
@@ -166,25 +173,63 @@ def test_soft_targets_have_a_collapsed_minimum_of_sorts() -> None:
     """All embeddings alike is where the loss has no gradient: the known weakness of this baseline."""
     image = torch.ones(8, 4).requires_grad_()
     text = torch.ones(8, 4).requires_grad_()
-    loss = losses.soft_targets(image, text)
+    loss = soft_targets(image, text)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(8))
     assert image.grad is not None
     assert image.grad.abs().max() < 1e-6
 
 
+def built(section: Section) -> PairLoss:
+    loss: PairLoss = builder_of(section)(section)
+    return loss
+
+
 def test_chance_level_is_the_loss_of_embeddings_that_are_all_alike() -> None:
     alike = F.normalize(torch.ones(32, 4), dim=-1)
-    infonce = losses.infonce(alike, alike, scale=5.0)
-    assert losses.chance_level(InfoNCE(), batch_size=32) == pytest.approx(infonce.item())
-    best = min(losses.sigmoid(alike, alike, scale=1.0, bias=b / 100).item() for b in range(-600, 0))
-    assert losses.chance_level(Sigmoid(), batch_size=32) == pytest.approx(best, rel=1e-3)
-    assert losses.chance_level(SoftTargets(), batch_size=32) is None
+    for section in (InfoNCE(), Ranking()):
+        loss = built(section)
+        assert loss.chance(32) == pytest.approx(loss(alike, alike, shares=Shares((32,))).item())
+    best = min(sigmoid(alike, alike, scale=1.0, bias=b / 100).item() for b in range(-600, 0))
+    assert built(Sigmoid()).chance(32) == pytest.approx(best, rel=1e-3)
+    assert built(SoftTargets()).chance(32) is None
+
+
+@pytest.mark.parametrize(
+    ("section", "function"),
+    [
+        (
+            InfoNCE(temperature=0.2, label_smoothing=0.1),
+            lambda image, text: infonce(image, text, scale=5.0, label_smoothing=0.1),
+        ),
+        (Sigmoid(temperature=0.2, bias=-4.0), lambda image, text: sigmoid(image, text, scale=5.0, bias=-4.0)),
+        (SoftTargets(temperature=1.3), lambda image, text: soft_targets(image, text, temperature=1.3)),
+        (
+            Ranking(direction="text_to_image", temperature=0.2),
+            lambda image, text: ranking(image, text, direction="text_to_image", temperature=0.2),
+        ),
+        (Identity(), identity),
+    ],
+    ids=list(NAIVE),
+)
+def test_a_section_builds_its_loss(section: Section, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    image, text = (side.detach().float() for side in pairs()[:2])
+    torch.testing.assert_close(built(section)(image, text, shares=Shares((len(image),))), function(image, text))
+
+
+def test_the_temperature_is_learned_where_the_section_says_so() -> None:
+    def learned(section: Section) -> list[str]:
+        return [name for name, _ in built(section).temperature.named_parameters()]
+
+    assert learned(InfoNCE()) == ["log_scale"]
+    assert learned(Sigmoid()) == ["log_scale", "bias"]
+    assert learned(InfoNCE(learn_temperature=False)) == learned(SoftTargets()) == []
+    assert built(SoftTargets(temperature=2.0)).temperature.scale().item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("world", "sizes"), [(2, [5, 8]), (4, [4, 4, 4, 4])])
 def test_ranks_agree_with_one_process(world: int, sizes: list[int], tmp_path: Path) -> None:
-    """The mean of the ranks' losses and gradients is that of the global batch, for every loss; and in tiles."""
+    """The mean of the ranks' losses and gradients, weighted by pairs, is that of the global batch; also in tiles."""
     features = pairs(sum(sizes))
     torch.save({"sizes": sizes, "tensors": [t.detach() for t in features]}, tmp_path / "input.pt")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -198,7 +243,7 @@ def test_ranks_agree_with_one_process(world: int, sizes: list[int], tmp_path: Pa
         expected = with_gradients(NAIVE[name], features)
         for variant in (name, f"{name}, tiled"):
             parts = [result[variant] for result in results]
-            actual = [torch.stack([part[0] for part in parts]).mean()]
-            actual += [torch.cat([part[i] for part in parts]) / world for i in (1, 2)]
-            actual += [torch.stack([part[i] for part in parts]).mean(0) for i in (3, 4)]
+            actual = [torch.stack([part[0] for part in parts]).sum()]
+            actual += [torch.cat([part[i] for part in parts]) for i in (1, 2)]
+            actual += [torch.stack([part[i] for part in parts]).sum(0) for i in (3, 4)]
             torch.testing.assert_close(actual, expected, msg=lambda text, of=variant: f"{of}: {text}")
