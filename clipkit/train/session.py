@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipkit.config import Config
+from pydantic import ValidationError
+
+from clipkit.config import Config, parse_values
 from clipkit.config.differences import find_differences
 from clipkit.config.document import read_document
 from clipkit.config.file import dump_config, load_config, load_run_config
@@ -120,10 +123,9 @@ def _values_of(run: Run) -> dict[str, Any]:
     document = read_document(run.config_text, source=str(run.folder / CONFIG))
     for key in GONE:
         document.remove(tuple(key.split(".")))
-    values = document.values
     with suppress(ValidationError):
-        values = _with_absolute_paths(parse_values(values)).model_dump(mode="json")
-    return values
+        return _with_absolute_paths(parse_values(document.values)).model_dump(mode="json")
+    return document.values
 
 
 def _compare(run: Run, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

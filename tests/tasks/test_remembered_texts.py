@@ -20,8 +20,9 @@ from clipkit.errors import ConfigError
 from clipkit.models.text_encoder import build_text_encoder
 from clipkit.runs.folder import find_checkpoint
 from clipkit.store import Dataset
+from clipkit.tasks.contrastive import ContrastiveTask
 from clipkit.train.session import open_session
-from clipkit.workflows.train import build_parts
+from clipkit.workflows.train import build_training
 
 Train = Callable[..., dict[str, Any]]
 Losses = Callable[[Path], list[tuple[int, float]]]
@@ -43,13 +44,15 @@ def frozen(shapes_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> li
 
 
 def test_the_encoder_runs_no_more_and_gives_the_same(config_file: Path, frozen: list[str]) -> None:
-    parts = build_parts(open_session(config_file, [*frozen, REMEMBER]), torch.device("cpu"))
-    with closing(parts.loader), closing(parts.loader.iterate(0, 2)) as batches:
+    training = build_training(open_session(config_file, [*frozen, REMEMBER]), torch.device("cpu"))
+    with closing(training.loader), closing(training.loader.iterate(0, 2)) as batches:
         first, second = batches
-    task = parts.task
+    task = training.task
+    assert isinstance(task, ContrastiveTask)
+    task.prepare()
     task.model.eval()
     with torch.no_grad():
-        expected = [task.model.encode_text(batch.tokens) for batch in (first, second)]
+        expected = [task.model.encode_text(batch.tensors) for batch in (first, second)]
         actual = [task.encode(first)[1]]
         for parameter in task.model.text_encoder.parameters():
             parameter.fill_(torch.nan)
@@ -97,11 +100,11 @@ def test_two_ranks_remember_as_one(
 
 def test_an_encoder_from_scratch_is_trained_and_runs_as_ever(config_file: Path) -> None:
     sets = [REMEMBER, "optim.freeze={text_encoder: pretrained}"]
-    parts = build_parts(open_session(config_file, sets), torch.device("cpu"))
-    with closing(parts.loader), closing(parts.loader.iterate(0, 1)) as batches:
+    training = build_training(open_session(config_file, sets), torch.device("cpu"))
+    with closing(training.loader), closing(training.loader.iterate(0, 1)) as batches:
         (batch,) = batches
-    parts.engine.train_step(batch, step=0)
-    assert all(parameter.grad is not None for parameter in parts.task.model.text_encoder.parameters())
+    training.engine.train_step(batch, step=0)
+    assert all(parameter.grad is not None for parameter in training.task.model.text_encoder.parameters())
 
 
 @pytest.mark.parametrize("freeze", ["[]", "{text_encoder: 2st}"])
