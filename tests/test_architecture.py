@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -90,6 +91,56 @@ def test_a_module_imports_only_from_lower_layers(module: Module) -> None:
         unit = name.split(".")[1] if "." in name else "__init__"
         own, other = LAYER_OF[module.unit], LAYER_OF[unit]
         assert other < own or unit == module.unit or own == other in (0, 10), f"{module.name} imports {name}"
+
+
+NAMES_OF_KINDS = re.compile(
+    r"contrastive|retrieval|recall|image_encoder|text_encoder|dual_encoder|captioning|tagging", re.IGNORECASE
+)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.unit == "train"], ids=lambda m: m.name)
+def test_the_trainer_names_no_task_tower_or_metric(module: Module) -> None:
+    found = NAMES_OF_KINDS.findall(module.path.read_text())
+    assert not found
+
+
+# Modules without a test module of their own, and the tests that cover them.
+TESTED_ELSEWHERE = {
+    "clipkit.types": "no code: the contracts",
+    "clipkit.errors": "no code: the errors",
+    "clipkit.__main__": "every test of the command line runs it",
+    "clipkit.cli": "tests/test_cli.py",
+    "clipkit.signals": "tests/test_cli.py, tests/train/test_resume.py",
+    "clipkit.hardware": "tests/workflows/test_doctor.py",
+    "clipkit.hub": "tests/models/test_text_encoder.py: a model that cannot be downloaded",
+    "clipkit.distributed": "tests/losses/test_losses.py, tests/train/test_ranks.py: on real ranks",
+    "clipkit.commands.*": "tests/test_cli.py and the tests of the workflows run them as a user does",
+    "clipkit.config.*": "tests/config/test_file.py reads the sections from YAML",
+    "clipkit.data.*": "tests/data/test_loader.py makes batches with them",
+    "clipkit.losses.*": "tests/losses/test_losses.py compares each with a plain version",
+    "clipkit.models.*": "tests/models/test_dual_encoder.py builds models of them",
+    "clipkit.evaluators.*": "tests/workflows/test_evaluate.py, tests/test_plugins.py",
+    "clipkit.tasks.base": "tests/test_plugins.py",
+    "clipkit.train.*": "tests/train/test_training.py and test_resume.py train with them",
+    "clipkit.workflows.train": "tests/train",
+    "clipkit.workflows.leaks": "tests/workflows/test_info.py",
+    "clipkit.workflows.ingest.*": "tests/workflows/ingest runs whole ingests",
+    "clipkit.store.*": "tests/workflows/ingest writes, kills and resumes with them",
+    "clipkit.readers.*": "the tests of the readers that use them",
+}
+
+
+@each_module
+def test_a_module_has_its_test(module: Module) -> None:
+    parts = module.name.split(".")[1:]
+    is_package = module.path.name == "__init__.py"
+    mirrored = PACKAGE.parent.joinpath("tests", *parts[:-1], f"test_{parts[-1]}.py") if parts else None
+    assert (
+        is_package
+        or mirrored is None
+        or mirrored.is_file()
+        or any(fnmatchcase(module.name, p) for p in TESTED_ELSEWHERE)
+    )
 
 
 def test_there_are_no_cycles() -> None:

@@ -181,6 +181,8 @@ def _evaluators_can_run(config: Config) -> Iterator[tuple[str, str]]:
     for name in config.evaluate:
         if not name or "/" in name:
             yield f"evaluate.{name}", "a name may not be empty or contain `/`"
+    if config.evaluate and config.data.validation is not None:
+        yield "data.validation", "is short for one evaluation; move it to `evaluate` as `where`"
     if config.train.early_stopping and not any(section.every for section in config.evaluators.values()):
         yield "train.early_stopping", "needs `evaluate`, or `data.validation` and `train.validate_every`"
 

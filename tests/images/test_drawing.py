@@ -11,8 +11,8 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image, ImageDraw
 
+from clipkit.images import drawing
 from clipkit.images.drawing import Lettering, make_thumbnail
-from clipkit.workflows import drawing
 
 LETTER = "\u1401"  # Canadian syllabics, which few fonts have
 
