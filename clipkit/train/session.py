@@ -113,25 +113,18 @@ def _config_for(run: Run, config_file: Path | None, sets: Sequence[str]) -> Conf
         if [asdict(plugin) for plugin in loaded_plugins(config.plugins)] != recorded:
             log.warning("the plugins have changed since the run began: training continues with the new ones")
     config = _with_absolute_paths(config)
-    if config_file is not None or sets:
-        _compare(run, _values_of(run), config.model_dump(mode="json"))
+    _compare(run, _values_of(run), config.model_dump(mode="json"))
     return config
 
 
 def _values_of(run: Run) -> dict[str, Any]:
     """The values of the run's config, with the defaults of keys that are new, unless its plugins are not loaded."""
-<<<<<<< HEAD
-    document = read_document(run.config_text, source=str(run.folder / CONFIG))
-    for key in GONE:
-        document.remove(tuple(key.split(".")))
-=======
     values = read_document(run.config_text, source=str(run.folder / CONFIG)).values
     for section, _, key in (gone.partition(".") for gone in GONE):
         values.get(section, {}).pop(key, None)
->>>>>>> core
     with suppress(ValidationError):
-        return _with_absolute_paths(parse_values(document.values)).model_dump(mode="json")
-    return document.values
+        values = _with_absolute_paths(parse_values(values)).model_dump(mode="json")
+    return values
 
 
 def _compare(run: Run, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
