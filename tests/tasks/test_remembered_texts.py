@@ -49,6 +49,7 @@ def test_the_encoder_runs_no_more_and_gives_the_same(config_file: Path, frozen: 
         first, second = batches
     task = training.task
     assert isinstance(task, ContrastiveTask)
+    task.prepare()
     task.model.eval()
     with torch.no_grad():
         expected = [task.model.encode_text(batch.tensors) for batch in (first, second)]
