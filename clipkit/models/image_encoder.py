@@ -63,13 +63,22 @@ def build_image_encoder(config: TimmImage, *, image_size: int, saved: dict[str, 
     options = args | _options(config, name=name, image_size=image_size)
     if weights is not None:
         options["pretrained_cfg_overlay"] = {"state_dict": weights}
-    model = _create(source, pretrained=saved is None and (config.pretrained or weights is not None), options=options)
+    try:
+        pretrained = saved is None and (config.pretrained or weights is not None)
+        model = _create(source, pretrained=pretrained, options=options)
+    except ModelError as error:
+        if weights is None:
+            raise
+        options.pop("pretrained_cfg_overlay")
+        model = _create(source, pretrained=False, options=options)  # raises too, if the weights are not to blame
+        raise _misfit(model, weights, name=name, file=config.weights or "") from error
     model.pretrained_cfg["model_args"] = args
     if saved is not None:  # by its name, timm finds the mean and std of other weights
         model.pretrained_cfg |= {"mean": saved["mean"], "std": saved["std"]}
     if weights is not None:
         del model.pretrained_cfg["state_dict"]  # they would stay in memory as long as the model
-        _check_names(model, weights, file=config.weights or "")
+        if any(name not in weights for name, _ in model.named_parameters()):  # timm says nothing of these
+            raise _misfit(model, weights, name=name, file=config.weights or "")
     return _finish(model, config)
 
 
@@ -145,14 +154,30 @@ def _read_weights(path: str) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _check_names(model: nn.Module, weights: dict[str, torch.Tensor], *, file: str) -> None:
-    """Raise ModelError for missing weights, which timm ignores when it adapts a classifier."""
-    missing = [name for name, _ in model.named_parameters() if name not in weights]
-    if missing:
-        raise ModelError(
-            f"`{file}` lacks {len(missing)} of the image encoder's weights, such as `{missing[0]}`",
-            "are these the weights of the model that `model.image.name` names?",
-        )
+def _misfit(model: nn.Module, weights: dict[str, torch.Tensor], *, name: str, file: str) -> ModelError:
+    """What distinguishes a file of weights from the model, and which model its name suggests."""
+    own = {parameter: tensor.shape for parameter, tensor in model.named_parameters()}
+    reshaped = [
+        f"`{parameter}` is {list(weights[parameter].shape)}, not {list(shape)}"
+        for parameter, shape in own.items()
+        if parameter in weights and weights[parameter].shape != shape
+    ]
+    missing = [f"`{parameter}` is missing" for parameter in own if parameter not in weights]
+    found = [*reshaped[:1], *missing[:1]]
+    near = difflib.get_close_matches(Path(file).stem, timm.list_models(), n=5, cutoff=0.4)
+    fitting = [candidate for candidate in near if _fits(candidate, weights)]
+    return ModelError(
+        f"`{file}` does not hold the weights of `{name}`: of its {len(own)} tensors {len(missing)} are missing and "
+        f"{len(reshaped)} have another shape ({'; '.join(found)})",
+        f"set `model.image.name: {fitting[0]}`, which they fit" if fitting else "set `model.image.name` to their model",
+    )
+
+
+def _fits(name: str, weights: dict[str, torch.Tensor]) -> bool:
+    """Whether weights have the names and shapes of a timm model's features."""
+    with torch.device("meta"):
+        own = dict(timm.create_model(name, num_classes=0).named_parameters())
+    return all(name in weights and weights[name].shape == parameter.shape for name, parameter in own.items())
 
 
 def _finish(model: Any, config: TimmImage) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from clipkit.errors import DataError, first_line
 from clipkit.store.locks import staging_folder
 from clipkit.store.schema import Columns, check_captions, check_id, check_image, is_blob, is_list
 
+UNQUOTED = re.compile(r"(\w+ *(?:=|!=|<>) *)([A-Za-z_]\w*)\b(?!\s*\()")  # a text without its quotes
 Rows = np.ndarray  # int64 offsets of rows in one version of the dataset
 
 
@@ -88,10 +90,11 @@ class Dataset:
             offsets = scanner.to_table().column(0)
         except (ValueError, OSError) as error:
             names = ", ".join(f"`{name}`" for name in self.schema.names)
-            raise DataError(
-                f"the filter `{where}` does not work on `{self.uri}`: {first_line(error)}",
-                f"it is an SQL expression over the columns {names}",
-            ) from error
+            unquoted = UNQUOTED.search(where)
+            hint = f"it is an SQL expression over the columns {names}"
+            if unquoted and unquoted[2] not in self.schema.names:
+                hint = f"put text in single quotes: `{unquoted[1]}'{unquoted[2]}'`"
+            raise DataError(f"the filter `{where}` does not work on `{self.uri}`: {first_line(error)}", hint) from error
         return np.sort(offsets.to_numpy().astype(np.int64))
 
     def read(self, columns: Sequence[str]) -> pa.Table:
@@ -195,4 +198,7 @@ def _cannot_open(uri: str, version: int | str | None, error: Exception) -> DataE
             f"`{uri}` has no version or tag `{version}`: {first_line(error)}",
             f"`clipkit info {uri}` lists the versions",
         )
-    return DataError(f"`{uri}` cannot be opened as a Lance dataset: {first_line(error)}", "check the folder")
+    return DataError(
+        f"`{uri}` is not a Lance dataset ({first_line(error)})",
+        f"make one of a folder of images with `clipkit ingest {uri} OUT.lance`",
+    )

@@ -37,6 +37,12 @@ def choose_precision(config: TrainConfig, device: torch.device) -> Precision:
     elif name == "fp16" and device.type == "cpu" and not _cpu_has("amx_fp16", "fp16_arith"):
         name = _fastest(device)
         log.warning("this CPU has no fp16 arithmetic: using %s", name)
+    elif name == "bf16" and _fastest(device) == "fp32":
+        log.warning(
+            "`train.precision: bf16`: this %s has no bf16 arithmetic, which makes it several times slower than fp32; "
+            "`auto` chooses what is fast",
+            device.type,
+        )
     scaled = name == "fp16" and config.grad_scaler
     return Precision(name, device.type, torch.amp.GradScaler(device.type) if scaled else None)
 

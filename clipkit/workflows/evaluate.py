@@ -102,6 +102,8 @@ def _evaluators_of(config: Config) -> dict[str, EvaluatorSection]:
 def select(dataset: Dataset, default: str | None, *, split: str | None, where: str | None) -> Selection:
     """The rows of `split` and `where`, else of the run's filter `default`, else of the only split."""
     if split is not None or where is not None:
+        if split is None and default is not None:
+            log.warning("`--where` replaces the run's own filter, `%s`; add `--split` to stay in one split", default)
         return _select_asked(dataset, split=split, where=where)
     if default is not None and len(rows := _select_or_none(dataset, default)):
         return Selection(rows, default, _only_split(dataset, rows))

@@ -1,6 +1,7 @@
 """Image encoders: what the config asks of timm, and what the errors say when it cannot be built."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,14 @@ def test_a_name_of_nothing_says_what_it_could_be(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "other.safetensors"
+    path = tmp_path / "convnext_atto_in1k.safetensors"
     save_file(timm.create_model("convnext_atto").state_dict(), path)
-    with pytest.raises(ModelError, match=r"lacks \d+ of the image encoder's weights|timm cannot build"):
+    with pytest.raises(ModelError, match=rf"does not hold the weights of `{NAME}`: of its \d+ tensors") as caught:
         build_image_encoder(TimmImage(name=NAME, weights=str(path)), image_size=64)
+    assert "`" in caught.value.hint
+    build_image_encoder(
+        TimmImage(name=re.findall(r"name: (\w+)", caught.value.hint)[0], weights=str(path)), image_size=64
+    )
 
 
 def test_a_pickle_with_code_is_not_read(tmp_path: Path) -> None:

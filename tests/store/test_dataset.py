@@ -42,3 +42,11 @@ def test_columns_of_a_type_that_is_no_use_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no image id column `name`") as raised:
         Dataset(uri, columns=Columns(image_id="name"))
     assert "data.image_id_column" in str(raised.value.hint)
+
+
+def test_text_without_quotes_in_a_filter_is_noticed(tmp_path: Path) -> None:
+    dataset = Dataset(write(tmp_path / "d.lance", image_id=pa.array(["a", "b"]), split=pa.array(["dev", "test"])))
+    with pytest.raises(DataError, match="the filter `split = test` does not work") as caught:
+        dataset.select("split = test")
+    assert "`split = 'test'`" in caught.value.hint
+    assert dataset.select("split = 'test'").tolist() == [1]
