@@ -109,5 +109,5 @@ def test_an_encoder_from_scratch_is_trained_and_runs_as_ever(config_file: Path) 
 
 @pytest.mark.parametrize("freeze", ["[]", "{text_encoder: 2st}"])
 def test_what_is_remembered_must_stay_frozen(config_file: Path, freeze: str) -> None:
-    with pytest.raises(ConfigError, match=r"model\.text\.remember.*stays frozen"):
+    with pytest.raises(ConfigError, match=r"model\.text\.remember.*needs a frozen encoder"):
         open_session(config_file, [REMEMBER, f"optim.freeze={freeze}"])
