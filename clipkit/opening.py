@@ -52,8 +52,9 @@ class Model:
     def step(self) -> int:
         return int(self.meta.get("step", 0))
 
-    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
-        """(n, D) float32."""
+    def encode_texts(self, texts: str | Sequence[str], *, batch_size: int = 256) -> np.ndarray:
+        """(n, D) float32; one text is a batch of one."""
+        texts = [texts] if isinstance(texts, str) else texts
         task = self._dual_encoder()
         tokenizer = task.text.tokenizer
         if tokenizer is None:
@@ -63,8 +64,8 @@ class Model:
             )
         return self._encode(tokenizer, task.model.encode_text, texts, batch_size=batch_size)
 
-    def encode_images(self, images: Sequence[bytes | Path], *, batch_size: int = 64) -> np.ndarray:
-        """(n, D) float32, of encoded images or image files. Raises DataError for an image that cannot be read."""
+    def encode_images(self, images: Sequence[bytes | str | Path], *, batch_size: int = 64) -> np.ndarray:
+        """(n, D) float32, of encoded images or paths of files. Raises DataError for an image that cannot be read."""
         task = self._dual_encoder()
         pixels = [input_ for input_ in task.image.inputs(None) if isinstance(input_, Pixels)]
         if not pixels:
@@ -73,7 +74,7 @@ class Model:
                 "compute features with the encoder that made the stored ones",
             )
 
-        def read(part: Sequence[bytes | Path]) -> dict[str, Tensor]:
+        def read(part: Sequence[bytes | str | Path]) -> dict[str, Tensor]:
             size_px = pixels[0].spec.size_px
             out_BHWC = np.empty((len(part), size_px, size_px, 3), dtype=np.uint8)
             for image, out in zip(part, out_BHWC, strict=True):
@@ -106,10 +107,10 @@ class Model:
         return np.concatenate(parts)
 
 
-def _render(pixels: Pixels, image: bytes | Path, out: np.ndarray) -> None:
-    name = f"`{image}`" if isinstance(image, Path) else "an image"
+def _render(pixels: Pixels, image: bytes | str | Path, out: np.ndarray) -> None:
+    name = "an image" if isinstance(image, bytes) else f"`{image}`"
     try:
-        data = image.read_bytes() if isinstance(image, Path) else image
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
         pixels.render(memoryview(data), None, None, out)
     except (OSError, BadImage) as error:
         raise DataError(f"{name} cannot be read as an image: {first_line(error)}", "is the file complete?") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import clipkit
 from clipkit.errors import CheckpointError, DataError
 from clipkit.opening import open_model
 
@@ -17,8 +18,8 @@ CHECKPOINT = RUN / "checkpoints" / "step-00000004"
 
 
 def test_a_checkpoint_is_opened_by_its_run_or_by_its_folder() -> None:
-    assert open_model(RUN).checkpoint == open_model(CHECKPOINT).checkpoint == CHECKPOINT
-    with pytest.raises(CheckpointError, match="is a checkpoint already"):
+    assert clipkit.load(RUN).checkpoint == open_model(CHECKPOINT).checkpoint == CHECKPOINT
+    with pytest.raises(CheckpointError, match="is itself a checkpoint"):
         open_model(CHECKPOINT, checkpoint="last")
 
 
@@ -41,8 +42,11 @@ def test_files_bytes_and_texts_are_embedded(shapes_dir: Path, tmp_path: Path) ->
     assert vectors.shape == (3, 16)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(model.encode_images(files), vectors, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(model.encode_images([str(files[0])]), model.encode_images([files[0]]))
     assert model.encode_texts([]).shape == (0, 16)
-    assert model.encode_texts(["a red circle", "a blue star"]).shape == (2, 16)
+    texts = model.encode_texts(["a red circle", "a blue star"])
+    assert texts.shape == (2, 16)
+    np.testing.assert_allclose(model.encode_texts("a red circle"), texts[:1], atol=1e-6)
     (tmp_path / "torn.jpg").write_bytes(files[0].read_bytes()[:100])
     with pytest.raises(DataError, match=r"torn\.jpg"):
         model.encode_images([tmp_path / "torn.jpg"])
