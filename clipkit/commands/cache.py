@@ -21,7 +21,7 @@ def cache(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost and the gain; write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Add a column of decoded pixels to a dataset, for faster training."""
+    """Add a column of decoded pixels, for faster training."""
     from tqdm import tqdm
 
     from clipkit.data.pixel_cache import estimate_cache, make_cache

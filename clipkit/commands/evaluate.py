@@ -35,7 +35,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a run on a dataset, with the evaluators of its config."""
+    """Measure a run on a dataset with its evaluators."""
     if picture is not None and picture.suffix.lower() not in PICTURE_ENDINGS:
         raise typer.BadParameter(f"`{picture}` must end in {' or '.join(PICTURE_ENDINGS)}", param_hint="--picture")
     from clipkit.workflows.evaluate import evaluate as measure

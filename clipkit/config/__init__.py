@@ -140,9 +140,10 @@ class Config(Section):
     @property
     def evaluators(self) -> dict[str, EvaluatorSection]:
         """The evaluators by name; the one of `data.validation` has the name ""."""
-        if self.evaluate or self.data.validation is None:
-            return dict(self.evaluate)
-        return {"": self.task.evaluator(where=self.data.validation, every=self.train.validate_every)}
+        sections = dict(self.evaluate)
+        if self.data.validation is not None:
+            sections[""] = self.task.evaluator(where=self.data.validation, every=self.train.validate_every)
+        return sections
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -181,8 +182,6 @@ def _evaluators_can_run(config: Config) -> Iterator[tuple[str, str]]:
     for name in config.evaluate:
         if not name or "/" in name:
             yield f"evaluate.{name}", "a name may not be empty or contain `/`"
-    if config.evaluate and config.data.validation is not None:
-        yield "data.validation", "is short for one evaluation; move it to `evaluate` as `where`"
     if config.train.early_stopping and not any(section.every for section in config.evaluators.values()):
         yield "train.early_stopping", "needs `evaluate`, or `data.validation` and `train.validate_every`"
 

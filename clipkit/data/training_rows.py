@@ -66,7 +66,7 @@ class TrainingRows:
 def _select(dataset: Dataset, where: str | None, limit: int | None) -> np.ndarray:
     rows = dataset.select(where, limit=limit)
     if not len(rows):
-        filtered = f"the training filter `{where}` chooses no row of `{dataset.uri}`"
+        filtered = f"the training filter `{where}` matches no row of `{dataset.uri}`"
         raise DataError(
             f"`{dataset.uri}` has no rows" if where is None else filtered, "`clipkit info` lists its splits and columns"
         )

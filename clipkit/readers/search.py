@@ -28,8 +28,9 @@ class ImageSearch(Root):
     """Finds images in and below a folder by the names that a table gives.
 
     A name is looked up beside the table first, then in every folder below: as it is, in another Unicode form, and
-    without its extension. Where several folders hold it, the one that is named like images counts, then the one
-    that the record's split names; DataError where two remain. `names` are the table's first ones: DataError where
+    without its extension. Where several folders hold it, the one with the table's own name counts (`more/` for
+    `more.csv`), then the one that is named like images, then the one that the record's split names; DataError where
+    two remain. `names` are the table's first ones: DataError where
     none of them is found, unless `--image-dir` was given.
     """
 
@@ -40,10 +41,11 @@ class ImageSearch(Root):
         options: ReadOptions,
         report: SourceReport,
         *,
-        table_folder: Path | None = None,  # below `base`; its names may begin with `..`
+        table: Path | None = None,  # at or below `base`; its names may begin with `..`
     ) -> None:
         super().__init__(options.image_dir or base, allow_outside=options.allow_outside)
-        self._table_folder = os.path.relpath(os.path.realpath(table_folder or base), self.folder)
+        self._table_folder = os.path.relpath(os.path.realpath(table.parent if table else base), self.folder)
+        self._table_name = table.stem if table else None
         self._is_given = options.image_dir is not None
         self._report = report
         self._index: _Index | None = None
@@ -109,7 +111,8 @@ class ImageSearch(Root):
         """The one of several files that is meant; raises DataError where that cannot be told."""
         folders = {path: os.path.dirname(path) for path in found}
         beside = [path for path in found if folders[path] in ("", self._table_folder)]
-        like_images = beside or [path for path in found if os.path.basename(folders[path]).lower() in IMAGE_FOLDERS]
+        of_table = beside or [path for path in found if os.path.basename(folders[path]) == self._table_name]
+        like_images = of_table or [path for path in found if os.path.basename(folders[path]).lower() in IMAGE_FOLDERS]
         if like_images:
             nearest = min(path.count("/") for path in like_images)
             others = found

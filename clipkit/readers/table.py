@@ -57,7 +57,7 @@ def read_files(
     """Records of tables whose images are at or below `base`, with the splits of the lists beside them."""
     report.files += [os.path.relpath(file, base) for file in files]
     table = open_table(files, options, report)
-    search = ImageSearch(base, image_names(table, options, report), options, report, table_folder=files[0].parent)
+    search = ImageSearch(base, image_names(table, options, report), options, report, table=files[0])
     items = records(table, options, search, skip=skip, report=report)
     lists = {} if options.split or options.split_files else split_lists_in(files[0].parent)
     yield from with_split_lists(items, lists, report, is_whole=skip == 0)

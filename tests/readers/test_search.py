@@ -33,6 +33,13 @@ def test_the_folder_named_like_images_goes_before_others(tmp_path: Path) -> None
     assert search(tmp_path, "0.png").resolve("0.png") == tmp_path / "0.png"
 
 
+def test_the_folder_with_the_name_of_the_table_goes_first(tmp_path: Path) -> None:
+    make(tmp_path, "flickr8k/Images/1.jpg", "flickr8k/Images/3.jpg", "more/1.jpg", "more/2.jpg")
+    images = ImageSearch(tmp_path, ["1.jpg", "2.jpg"], ReadOptions(), SourceReport(), table=tmp_path / "more.csv")
+    assert [images.resolve(name).parent.name for name in ("1.jpg", "2.jpg")] == ["more", "more"]
+    assert not images.resolve("3.jpg").exists()
+
+
 def test_the_split_tells_folders_apart(tmp_path: Path) -> None:
     make(tmp_path, "train2014/1.jpg", "val2014/1.jpg", "train2014/2.jpg", "val2014/3.jpg")
     images = search(tmp_path, "1.jpg", "2.jpg", "3.jpg")
@@ -104,7 +111,7 @@ def test_what_lies_outside_is_judged_by_itself(tmp_path: Path) -> None:
 def test_a_table_in_a_folder_of_its_own(tmp_path: Path) -> None:
     make(tmp_path, "images/0.jpg", "annotations/t.csv")
     images = ImageSearch(
-        tmp_path, ["../images/0.jpg"], ReadOptions(), SourceReport(), table_folder=tmp_path / "annotations"
+        tmp_path, ["../images/0.jpg"], ReadOptions(), SourceReport(), table=tmp_path / "annotations" / "captions.csv"
     )
     assert images.resolve("../images/0.jpg") == tmp_path / "images/0.jpg"
 

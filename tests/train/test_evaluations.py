@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 from clipkit.config import EarlyStopping
+from clipkit.config.kinds import unregister
 from clipkit.evaluators import BaseEvaluator
 from clipkit.runs.folder import find_checkpoint
 from clipkit.train.evaluations import Best, Evaluation, find_criterion
@@ -20,6 +21,7 @@ SCRIPTED = """
 from typing import Literal
 
 from clipkit.config import EvaluatorSection, register
+from clipkit.config.kinds import unregister
 from clipkit.evaluators import BaseEvaluator
 
 
@@ -95,10 +97,17 @@ def test_the_best_is_restored_unless_the_metric_is_another() -> None:
     assert (second.step, second.value, other.step) == (3, 0.5, None)
 
 
+@pytest.fixture
+def scripted(tmp_path: Path) -> Iterator[None]:
+    (tmp_path / "scripted.py").write_text(SCRIPTED)
+    yield
+    unregister("scripted")
+
+
+@pytest.mark.usefixtures("scripted")
 def test_a_metric_that_is_better_lower_chooses_the_lowest_and_stops_early(
     tmp_path: Path, config_file: Path, train: Callable[..., dict[str, Any]]
 ) -> None:
-    (tmp_path / "scripted.py").write_text(SCRIPTED)
     errors = "evaluate={words: {kind: scripted, every: 1st, errors: [0.5, 0.3, 0.4, 0.6, 0.1]}}"
     summary = train(config_file, "plugins=[scripted]", errors, "train.early_stopping={patience: 2}")
     run = tmp_path / "run"

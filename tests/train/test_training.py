@@ -100,7 +100,7 @@ def test_a_run_is_resumed_with_a_moved_dataset_but_not_with_another(
     assert train(None, "train.duration=4st", resume=run)["dataset_version"] == 1
     other = tmp_path / "other.lance"
     lance.write_dataset(lance.dataset(str(moved)).to_table(), str(other))
-    with pytest.raises(CheckpointError, match="samples to train on and had 200"):
+    with pytest.raises(CheckpointError, match="samples to train on, the run began with 200"):
         train(None, "train.duration=5st", f"data.dataset={other}", resume=run)
 
 
@@ -238,7 +238,7 @@ def test_a_rollback_continues_from_good_weights_at_a_lower_rate(
 
 
 def test_an_unknown_metric_is_an_error_that_lists_the_known_ones(config_file: Path, train: Train) -> None:
-    with pytest.raises(TrainingError, match=r"`train\.best: recall`") as caught:
+    with pytest.raises(ConfigError, match=r"`train\.best: recall`") as caught:
         train(config_file, "train.validate_every=1st", "train.best=recall", "train.duration=1st")
     assert "`text_to_image/recall@10`" in caught.value.hint
 
@@ -290,7 +290,7 @@ def test_norms_a_group_are_logged(tmp_path: Path, config_file: Path, train: Trai
 def test_a_filter_that_chooses_nothing_is_an_error(
     key: str, named: str, tmp_path: Path, config_file: Path, train: Train
 ) -> None:
-    with pytest.raises(DataError, match=f"{named}split = 'none'` chooses no row"):
+    with pytest.raises(DataError, match=f"{named}split = 'none'` matches no row"):
         train(config_file, f"data.{key}=split = 'none'")
     assert not (tmp_path / "run").exists()
 

@@ -30,7 +30,7 @@ def test_loader(tmp_path: Path, run_cli: Any, minilm_dir: Path) -> None:
     assert report["ratio"] == pytest.approx(report["images_per_s"] / report["ceiling_images_per_s"], abs=0.01)
     assert np.isfinite(list(report["stages_ms"].values())).all()
     text = run_cli("bench", "loader", *arguments)
-    assert "images a second in batches of 16" in text.stdout
+    assert "images per second in batches of 16" in text.stdout
 
 
 @pytest.mark.parametrize("num_images", [1, 30])
