@@ -79,7 +79,7 @@ def test_limit(plain_dataset: str) -> None:
 def test_too_few_rows_for_a_batch(plain_dataset: str) -> None:
     with pytest.raises(DataError, match="do not fill one batch of 200"):
         loader_of(plain_dataset, batch_size=200)
-    with pytest.raises(DataError, match="chooses no row"):
+    with pytest.raises(DataError, match="matches no row"):
         loader_of(plain_dataset, train="split = 'nowhere'")
 
 
