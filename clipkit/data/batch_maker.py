@@ -89,6 +89,7 @@ class BatchMaker:
         for input_ in inputs:
             for part in samples.parts:
                 input_.check(part.dataset)
+            input_.prepare(samples)
             if isinstance(input_, Pixels):
                 input_.report_time = self.clock.add
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -62,6 +62,7 @@ class SmallColumns(KeptValues[pa.RecordBatch]):
     def __init__(self, dataset: Dataset, names: Sequence[str]) -> None:
         super().__init__(dataset)
         self.names = list(names)
+        self.when_loaded: list[Callable[[pa.RecordBatch], None]] = []  # called in the loading thread
         self._limit_bytes = TEXTS_LIMIT_BYTES
 
     def take(self, rows: np.ndarray) -> pa.RecordBatch:
@@ -75,7 +76,12 @@ class SmallColumns(KeptValues[pa.RecordBatch]):
 
     def _load(self) -> pa.RecordBatch | None:
         table = self._dataset.read(self.names)
-        return _one_batch(table) if table.nbytes <= self._limit_bytes else None
+        if table.nbytes > self._limit_bytes:
+            return None
+        values = _one_batch(table)
+        for use in self.when_loaded:
+            use(values)
+        return values
 
 
 class ImageColumn(KeptValues[list[memoryview]]):

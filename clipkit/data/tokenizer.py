@@ -64,6 +64,10 @@ class FastTokenizer:
         return self._max_tokens
 
     @property
+    def num_remembered(self) -> int:
+        return REMEMBERED
+
+    @property
     def fingerprint(self) -> str:
         """A hash of everything that decides the ids: the vocabulary, the rules and the length, but not the padding."""
         return hashlib.sha256(f"{self._vocabulary}:{self._max_tokens}".encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from clipkit.data.samples import DrawnSamples
+from clipkit.data.samples import DrawnSamples, Samples
 from clipkit.store import Dataset
 
 
@@ -21,6 +21,9 @@ class Input:
 
     def check(self, dataset: Dataset) -> None:
         """Raise DataError if the dataset lacks what this input reads."""
+
+    def prepare(self, samples: Samples) -> None:
+        """Called once, before the first batch."""
 
     def read(self, samples: DrawnSamples) -> Mapping[str, torch.Tensor]:
         """Tensors (B, …) by name, in the order of the samples; in training without those of `find_unusable`."""
