@@ -48,7 +48,7 @@ def parse_config(
     are those that `reopen_plugins` has imported: then the text may name no others, and only `sets` may.
     """
     document = read_document(text, source=source)
-    hint = "`clipkit config` lists every key with its type, default and meaning"
+    hint = "`clipkit config` lists every key and kind; those of a plugin need its module in `plugins`"
     if document.values or not document.problems:
         for number, assignment in enumerate(sets):
             apply_set(document, assignment, number=number)
